@@ -1,0 +1,287 @@
+"""The three storage roles: what the engine needs of a disk, an object store or a database, and nothing more.
+
+A role is dumb on purpose.  It knows bytes, keys and durability; formats, hashes and meaning belong to the engine above.
+Every implementation passes the contract suite in :mod:`casstore.storage.contracts`.
+
+========== ==================================================== ===================================================
+role       promise                                              if an attacker owns it
+========== ==================================================== ===================================================
+PackStore  put-once immutable objects, durable when commit ends can deny, cannot forge: all is re-hashed
+ChunkIndex object id → location; rebuildable from the packs     can hide an object; cannot forge
+Ledger     one transaction over a few ordered tables            can fork: trusted, tiny, backed up
+========== ==================================================== ===================================================
+
+Threads: reads may come from any thread.  Writes to one index or one ledger come from one thread at a time (the server's
+bridge sees to it); an implementation may refuse others but need not serialise them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from casstore.formats.pack import ObjectKind
+from casstore.ids import PackId
+
+
+class PackWriter(Protocol):
+    """A pack that is being written; it has no name until :meth:`commit`."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes.
+
+        Raises:
+            StoreFull: no space is left; the writer must be aborted.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Give the pack its name.
+
+        Durability: when this returns, the bytes and the name survive a power cut.
+
+        Raises:
+            Conflict: a pack of that name exists (put-once).
+            OutcomeUnknown: fsync or rename failed; the pack may or may not be there.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Drop what was written; harmless after :meth:`commit` and when called twice."""
+        ...
+
+
+class PackStore(Protocol):
+    """Put-once immutable objects under random names."""
+
+    def create(self, pack: PackId) -> PackWriter:
+        """Begin a pack.  Several writers may be open at once, from several threads.
+
+        Raises:
+            Conflict: a pack of that name exists.
+        """
+        ...
+
+    def read(self, pack: PackId, offset: int, length: int) -> bytes:
+        """Read exactly ``length`` bytes at ``offset``.
+
+        Raises:
+            PackNotFound: no such pack.
+            DamagedObject: the pack ends before ``offset + length``.
+        """
+        ...
+
+    def size(self, pack: PackId) -> int:
+        """The pack's size in bytes.
+
+        Raises:
+            PackNotFound: no such pack.
+        """
+        ...
+
+    def list(self, *, after: PackId | None = None, limit: int) -> list[PackId]:
+        """Names of committed packs, ascending, at most ``limit``, beginning behind ``after``."""
+        ...
+
+    def delete(self, pack: PackId) -> None:
+        """Remove a pack; removing one that is not there is not an error."""
+        ...
+
+    def path(self, pack: PackId) -> str | None:
+        """Where the pack lies as a plain file (for ``sendfile``), or None if it is not one.
+
+        Raises:
+            PackNotFound: no such pack.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of descriptors.  Open writers are aborted."""
+        ...
+
+
+class Location(NamedTuple):
+    """Where a frame lies."""
+
+    pack: PackId
+    offset: int
+    stored_length: int
+    """Of the whole frame, header included, in bytes."""
+    plain_length: int
+
+
+class FrameRow(NamedTuple):
+    """What the index records about one frame of a new pack."""
+
+    kind: ObjectKind
+    id: bytes
+    offset: int
+    stored_length: int
+    """Of the whole frame, header included, in bytes."""
+    plain_length: int
+
+
+class PackRecord(NamedTuple):
+    """What the index knows about a pack."""
+
+    pack: PackId
+    size_bytes: int
+    frames: int
+
+
+class ChunkIndex(Protocol):
+    """Object id → location, and the memo of what was proven.  Can always be rebuilt from the packs."""
+
+    def has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
+        """For each 32-byte id whether it is present, looked up in one read transaction."""
+        ...
+
+    def locate(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[Location | None]:
+        """For each 32-byte id where it lies, looked up in one read transaction."""
+        ...
+
+    def add_pack(self, pack: PackRecord, frames: Sequence[FrameRow]) -> None:
+        """Record a committed pack and its frames in one transaction.
+
+        An id that is already present keeps its first location.  Recording a pack twice is not an error.
+
+        Durability: durable when this returns.
+
+        Raises:
+            OutcomeUnknown: the commit failed; the index is sealed.
+            StoreFull: no space is left; nothing was recorded.
+        """
+        ...
+
+    def pack(self, pack: PackId) -> PackRecord | None:
+        """What is known about one pack."""
+        ...
+
+    def packs(self, *, after: PackId | None = None, limit: int) -> list[PackRecord]:
+        """Known packs, ascending by name, at most ``limit``, beginning behind ``after``."""
+        ...
+
+    def objects(self, kind: ObjectKind, *, after: bytes = b"", limit: int) -> list[tuple[bytes, Location]]:
+        """Known objects of a kind, ascending by id, at most ``limit``, beginning behind ``after``."""
+        ...
+
+    def count(self, kind: ObjectKind) -> int:
+        """How many objects of a kind are known."""
+        ...
+
+    def memo_has(self, keys: Sequence[bytes]) -> list[bool]:
+        """For each 32-byte key whether :meth:`memo_add` recorded it."""
+        ...
+
+    def memo_add(self, keys: Sequence[bytes]) -> None:
+        """Remember that something was proven.  Durable when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Close the index; idempotent."""
+        ...
+
+
+class Table(Enum):
+    """The ledger's tables.  The value is the name on disk and never changes."""
+
+    META = "meta"
+    """Format version, origin and other single values."""
+    ENTRIES = "entries"
+    """u64be log index → entry bytes."""
+    NODES = "nodes"
+    """u8 level ‖ u64be position → 32-byte hash of a complete subtree of the log tree."""
+    STATE = "state"
+    """State leaf key → JCS leaf."""
+    INTENTS = "intents"
+    """32-byte intent id, or idempotency key of an unsigned request → what it led to."""
+    POINTERS = "pointers"
+    """Pointer name → its current record (derived from the log)."""
+    HISTORY = "history"
+    """Pointer name ‖ 0x00 ‖ u64be seq → one flip (derived from the log)."""
+    MARKS = "marks"
+    """Pointer name ‖ 0x00 ‖ 32-byte snapshot digest → newest mark (derived from the log)."""
+    SNAPSHOTS = "snapshots"
+    """32-byte snapshot digest → where and when it was published (derived from the log)."""
+    POLICIES = "policies"
+    """u64be log index → nothing: which entries carry a policy (derived from the log)."""
+    ARTIFACTS = "artifacts"
+    """u64be number → artifact record (unlogged)."""
+    ARTIFACT_NAMES = "artifact-names"
+    """Name ‖ 0x00 ‖ u64be number → nothing (unlogged)."""
+    TOKENS = "tokens"
+    """Token id → record with the hash of the secret (unlogged)."""
+    PINS = "pins"
+    """Pin id → record (unlogged)."""
+    PENDING = "pending"
+    """Intent id → an intent that waits (unlogged)."""
+    ALIASES = "aliases"
+    """sha256 digest → BLAKE3 digest (unlogged)."""
+
+
+class LedgerView(Protocol):
+    """A consistent read view of the ledger."""
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value under ``key``, or None."""
+        ...
+
+    def scan(
+        self,
+        table: Table,
+        *,
+        prefix: bytes = b"",
+        after: bytes | None = None,
+        before: bytes | None = None,
+        reverse: bool = False,
+        limit: int,
+    ) -> list[tuple[bytes, bytes]]:
+        """Rows in key order (descending if ``reverse``), at most ``limit``.
+
+        Args:
+            prefix: only keys that begin so.
+            after: only keys greater than this.
+            before: only keys less than this.
+        """
+        ...
+
+    def count(self, table: Table) -> int:
+        """How many rows the table has."""
+        ...
+
+
+class LedgerTransaction(LedgerView, Protocol):
+    """A read view that sees its own writes."""
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        """Write ``value`` under ``key`` (1 to 511 bytes), replacing what was there."""
+        ...
+
+    def delete(self, table: Table, key: bytes) -> None:
+        """Remove ``key`` if it is there."""
+        ...
+
+
+class Ledger(Protocol):
+    """The transactional store of log, pointers and state."""
+
+    def read(self) -> AbstractContextManager[LedgerView]:
+        """A read view.  Threads: belongs to the thread that opened it; never held across a slow client."""
+        ...
+
+    def write(self) -> AbstractContextManager[LedgerTransaction]:
+        """A transaction: committed when the block ends, rolled back when it raises.
+
+        Durability: all of it is durable when the block has ended without an error, or none of it happened.
+
+        Raises:
+            OutcomeUnknown: the commit failed; the ledger is sealed and every later call raises the same.
+            StoreFull: no space is left; nothing was written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the ledger; idempotent."""
+        ...

@@ -1,0 +1,5 @@
+"""``python -m casstore_client.cli``: the same as the ``casstore`` command."""
+
+from casstore_client.cli import main
+
+main()
