@@ -205,6 +205,8 @@ class Table(Enum):
     """Pointer name ‖ 0x00 ‖ 32-byte snapshot digest → newest mark (derived from the log)."""
     SNAPSHOTS = "snapshots"
     """32-byte snapshot digest → where and when it was published (derived from the log)."""
+    SNAPSHOT_ORDER = "snapshot-order"
+    """u64be log index → 32-byte digest of the snapshot that this entry published first (derived from the log)."""
     POLICIES = "policies"
     """u64be log index → nothing: which entries carry a policy (derived from the log)."""
     ARTIFACTS = "artifacts"

@@ -1,0 +1,257 @@
+"""What the index and the ledger share: one LMDB environment, its transactions, and what a failed commit means.
+
+Owns: opening, the one writer, translation of LMDB's errors, and the seal.  Knows nothing of what the tables hold.
+
+Invariants:
+
+- Every commit goes through :meth:`Files.commit <casstore.storage.local.files.Files.commit>`.
+- A commit that fails for want of space, and that LMDB itself rolled back, is :class:`StoreFull`: nothing was written.
+- Any other failed commit is unknown.  The environment is sealed: each later call raises :class:`OutcomeUnknown`, for
+  reads could show what a reopened store will not have.
+- The data format is that of LMDB 0.9 (``lib_version=0``), the one that every ``mdb_*`` tool reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TypeAlias
+
+import lmdb
+
+from casstore.errors import (
+    CasstoreError,
+    DamagedObject,
+    DestinationExists,
+    NotInitialised,
+    OutcomeUnknown,
+    Overloaded,
+    StateError,
+    StoreBusy,
+)
+from casstore.limits import LMDB_MAP_BYTES
+from casstore.storage.local.files import Files, refusal
+
+_READERS_MAX: Final = 256  # slots in the lock file; a reader thread holds one while it reads
+_TABLES_MAX: Final = 32  # of one environment; more than either has, so that a newer version need not change it
+_SPARE_READERS: Final = 8  # read transactions kept for reuse: one a reader thread, with room
+_DATA_FILE: Final = "data.mdb"
+
+_DAMAGED: Final = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.BadRslotError,
+    lmdb.BadTxnError,
+    lmdb.IncompatibleError,
+)
+
+Transaction: TypeAlias = "lmdb.Transaction[bytes]"
+Database: TypeAlias = "lmdb._Database"
+
+
+def create_environment(path: str, files: Files, tables: Sequence[bytes], what: str) -> None:
+    """Make an empty environment with its tables.
+
+    Args:
+        path: its directory; must not exist, its parent must.
+        files: how.
+        tables: the names of the tables.
+        what: "index" or "ledger", for messages.
+
+    Raises:
+        DestinationExists: ``path`` exists.
+        StoreFull, Unavailable: it cannot be made; what is there in part is no environment.
+
+    Durability: the tables and the names inside ``path``; the name of ``path`` itself is the caller's to fsync.
+    """
+    try:
+        files.mkdir(path)
+    except FileExistsError as error:
+        raise DestinationExists(f"{path} exists: a new {what} is never made over another one") from error
+    except OSError as error:
+        raise refusal(error, f"make the {what}'s directory") from error
+    environment = _open(path, what, create=True)
+    try:
+        with environment.begin(write=True) as transaction:
+            for name in tables:
+                environment.open_db(name, txn=transaction, create=True)
+            files.commit(transaction)
+        # ORDER: LMDB has synced the bytes; without this the power may take the name of the data file with it.
+        files.fsync_dir(path)
+    except (lmdb.Error, OSError) as error:
+        raise _translate(error, what, path) from error
+    finally:
+        environment.close()
+
+
+class LmdbEnvironment:
+    """One open environment with a fixed set of tables.
+
+    Args:
+        path: its directory.
+        files: how commits reach the disk.
+        tables: the names of the tables, which must exist.
+        what: "index" or "ledger", for messages.
+
+    Raises:
+        NotInitialised: there is no environment, or it lacks a table.
+        StoreBusy: this process has it open already.
+        DamagedObject: what is there is not an LMDB environment.
+
+    Threads: reads from any thread, each transaction on the thread that began it; one write transaction at a time.
+        :meth:`close` only after every other thread has ended its calls.
+    """
+
+    def __init__(self, path: str, files: Files, tables: Sequence[bytes], what: str) -> None:
+        self._path = path
+        self._files = files
+        self._what = what
+        self._sealed = False
+        self._closed = False
+        self._writer = threading.Lock()
+        if not os.path.isfile(os.path.join(path, _DATA_FILE)):
+            raise NotInitialised(f"there is no {what} at {path}", hint="was the store created with `casstore init`?")
+        self._environment = _open(path, what, create=False)
+        self.tables: dict[bytes, Database] = {}
+        try:
+            for name in tables:
+                self.tables[name] = self._environment.open_db(name, create=False)
+        except lmdb.NotFoundError as error:
+            self._environment.close()
+            raise NotInitialised(f"the {what} at {path} has no table {name.decode()!r}") from error
+        except (lmdb.Error, OSError) as error:
+            self._environment.close()
+            raise _translate(error, what, path) from error
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A read transaction, ended with the block."""
+        self._check()
+        try:
+            transaction = self._environment.begin(buffers=False)
+        except lmdb.Error as error:
+            raise _translate(error, self._what, self._path) from error
+        try:
+            yield transaction
+        except lmdb.Error as error:
+            raise _translate(error, self._what, self._path) from error
+        finally:
+            transaction.abort()
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """A write transaction: committed when the block ends, aborted when it raises.
+
+        Raises:
+            StateError: another write transaction is open.
+            StoreFull: no space; nothing was written.
+            OutcomeUnknown: the commit failed; the environment is sealed.
+        """
+        if not self._writer.acquire(blocking=False):
+            raise StateError(f"the {self._what} has one writer, and it is in a transaction")
+        try:
+            self._check()
+            try:
+                transaction = self._environment.begin(write=True, buffers=False)
+            except lmdb.Error as error:
+                raise _translate(error, self._what, self._path) from error
+            try:
+                yield transaction
+            except lmdb.Error as error:
+                transaction.abort()
+                raise _translate(error, self._what, self._path) from error
+            except BaseException:
+                transaction.abort()
+                raise
+            self._commit(transaction)
+        finally:
+            self._writer.release()
+
+    def _commit(self, transaction: Transaction) -> None:
+        try:
+            self._files.commit(transaction)
+        except (lmdb.Error, OSError) as error:
+            # A failed commit has ended the transaction; ending it twice is harmless, leaving it open is a deadlock.
+            transaction.abort()
+            if _errno(error) in (errno.ENOSPC, errno.EDQUOT) and not self._is_broken():
+                raise _translate(error, self._what, self._path) from error
+            # CRASH: the pages may or may not be on disk, and asking again proves nothing.  Reopening shows which.
+            self._sealed = True
+            raise OutcomeUnknown(
+                f"the {self._what}'s commit failed ({error}): it may or may not be on disk, and the store is sealed",
+                hint="restart the server; on opening, the store holds either all of it or none",
+            ) from error
+
+    def _is_broken(self) -> bool:
+        """Whether LMDB failed while it wrote its meta page: then the commit may be on disk in spite of the error."""
+        try:
+            self._environment.begin(write=True).abort()
+        except lmdb.Error:
+            return True
+        return False
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StateError(f"the {self._what} is closed")
+        if self._sealed:
+            raise OutcomeUnknown(
+                f"the {self._what} is sealed since a commit failed", hint="restart the server to learn what is on disk"
+            )
+
+    def close(self) -> None:
+        """Close the environment; idempotent."""
+        self._closed = True
+        self._environment.close()
+
+
+def _open(path: str, what: str, *, create: bool) -> lmdb.Environment:
+    try:
+        return lmdb.open(
+            path,
+            map_size=LMDB_MAP_BYTES,
+            subdir=True,
+            create=create,
+            mode=0o640,
+            sync=True,
+            metasync=True,
+            # Ids are hashes: the page behind the one that was touched is as unlikely to be next as any other.
+            readahead=False,
+            max_readers=_READERS_MAX,
+            max_dbs=_TABLES_MAX,
+            max_spare_txns=_SPARE_READERS,
+            lib_version=0,
+        )
+    except (lmdb.Error, OSError) as error:
+        raise _translate(error, what, path) from error
+
+
+def _errno(error: lmdb.Error | OSError) -> int:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    if isinstance(error, lmdb.MapFullError):
+        return errno.ENOSPC
+    return max(int(getattr(error, "code", 0) or 0), 0)
+
+
+def _translate(error: lmdb.Error | OSError, what: str, path: str) -> CasstoreError:
+    """The error to raise for one of LMDB's that left nothing behind."""
+    if isinstance(error, lmdb.ReadersFullError):
+        return Overloaded(f"the {what} has more readers than slots", retry_after_s=1)
+    if isinstance(error, _DAMAGED):
+        return DamagedObject(
+            f"the {what} at {path} is damaged: {error}",
+            hint="restore the ledger from a backup" if what == "ledger" else "rebuild the index from the packs",
+            object=what,
+            where=path,
+        )
+    if isinstance(error, lmdb.PanicError):
+        return OutcomeUnknown(f"the {what} is sealed since a commit failed", hint="restart the server")
+    if "already open" in str(error):
+        return StoreBusy(f"the {what} at {path} is open in this process already")
+    code = _errno(error)
+    return refusal(OSError(code, os.strerror(code)) if code else OSError(str(error)), f"use the {what}")
