@@ -1,0 +1,212 @@
+"""Settings of a server: what stands in its TOML file, and what the rules about them are.
+
+Owns reading and judging the file; flags of the command line are laid over it by :meth:`ServerSettings.override`.  Nothing
+here opens a socket or a store.
+
+Example file::
+
+    store = "/srv/casstore"
+    listen = "0.0.0.0:7433"
+    private_log = false
+
+    [tls]
+    cert = "/etc/casstore/tls.crt"
+    key = "/etc/casstore/tls.key"
+
+    [limits]
+    reader_threads = 8
+
+Source: docs/operations/server.md
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from casstore.errors import ConfigurationError
+from casstore.limits import (
+    GROUP_COMMIT_MAX,
+    JSON_BODY_MAX_BYTES,
+    PACK_SIZE_MAX_BYTES,
+    PACKS_PER_PUSH_IN_FLIGHT,
+    PUSH_LEASE_MS,
+    PUSH_SESSIONS_MAX,
+    READER_QUEUE_MAX,
+    READER_THREADS,
+    WRITER_QUEUE_MAX,
+)
+
+DEFAULT_LISTEN: Final = "127.0.0.1:7433"
+DEFAULT_METRICS_LISTEN: Final = "127.0.0.1:7434"
+OFF: Final = "off"
+SETTINGS_SIZE_MAX_BYTES: Final = 64 * 1024  # a page of settings; a larger file is some other file
+
+
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the certificate chain and its private key lie (PEM files)."""
+
+    cert: str
+    key: str
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bounds that an operator may move; each is a positive integer, and lower is always safe."""
+
+    writer_queue: int = WRITER_QUEUE_MAX
+    reader_threads: int = READER_THREADS
+    reader_queue: int = READER_QUEUE_MAX
+    group_commit: int = GROUP_COMMIT_MAX
+    push_sessions: int = PUSH_SESSIONS_MAX
+    push_lease_ms: int = PUSH_LEASE_MS
+    packs_per_push: int = PACKS_PER_PUSH_IN_FLIGHT
+    pack_size_bytes: int = PACK_SIZE_MAX_BYTES
+    json_body_bytes: int = JSON_BODY_MAX_BYTES
+
+
+# LIMIT: what the formats or the engine fix; a setting may only go below.
+_CEILINGS: Final = {
+    "group_commit": GROUP_COMMIT_MAX,
+    "pack_size_bytes": PACK_SIZE_MAX_BYTES,
+    "json_body_bytes": JSON_BODY_MAX_BYTES,
+    "reader_threads": 256,  # the ledger and the index each have 256 reader slots
+}
+
+
+class Address(NamedTuple):
+    """Host and port to listen on."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read ``HOST:PORT`` or ``[IPV6]:PORT``; port 0 asks the system for a free one.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ConfigurationError(f"{text!r} is not HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:7433")
+    return Address(host, int(port))
+
+
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that a server can be told.
+
+    Attributes:
+        store: the store's directory; None where the command line gives it.
+        listen: address of the API.
+        insecure_listen: allow an address other than loopback without TLS; it must be asked for by name.
+        metrics_listen: address of the metrics, or ``off``.
+        tls: certificate and key, or None for plain HTTP.
+        private_log: ask for a token on ``/log`` too.
+        clock_refresh_s: how often the published checkpoint is cosigned anew, seconds (1 to 300).
+        limits: see :class:`LimitSettings`.
+    """
+
+    store: str | None = None
+    listen: str = DEFAULT_LISTEN
+    insecure_listen: bool = False
+    metrics_listen: str = DEFAULT_METRICS_LISTEN
+    tls: TlsSettings | None = None
+    private_log: bool = False
+    clock_refresh_s: int = 60
+    limits: LimitSettings = LimitSettings()
+
+    @property
+    def address(self) -> Address:
+        """Where the API listens."""
+        return parse_address(self.listen)
+
+    @property
+    def metrics_address(self) -> Address | None:
+        """Where the metrics listen, or None if they do not."""
+        return None if self.metrics_listen == OFF else parse_address(self.metrics_listen)
+
+    def override(self, **values: Any) -> ServerSettings:
+        """These settings with those of ``values`` that are not None in their place.
+
+        Raises:
+            ConfigurationError: the result breaks a rule.
+        """
+        changed = msgspec.structs.replace(self, **{name: value for name, value in values.items() if value is not None})
+        changed.check()
+        return changed
+
+    def check(self) -> None:
+        """Hold the settings against the rules that no type can state.
+
+        Raises:
+            ConfigurationError: one is broken; the message says which.
+        """
+        if not self.address.is_loopback and self.tls is None and not self.insecure_listen:
+            raise ConfigurationError(
+                f"listening on {self.listen} without TLS would send tokens in the clear",
+                hint="give tls.cert and tls.key, or ask for it by name with insecure_listen = true",
+            )
+        _ = self.metrics_address
+        if not 1 <= self.clock_refresh_s <= 300:
+            raise ConfigurationError(f"clock_refresh_s is {self.clock_refresh_s}; it must be between 1 and 300")
+        for name in LimitSettings.__struct_fields__:
+            value, ceiling = getattr(self.limits, name), _CEILINGS.get(name)
+            if value < 1:
+                raise ConfigurationError(f"limits.{name} is {value}; it must be at least 1")
+            if ceiling is not None and value > ceiling:
+                raise ConfigurationError(f"limits.{name} is {value}; this version allows at most {ceiling}")
+
+
+def decode_settings(text: str) -> ServerSettings:
+    """Read settings from TOML.
+
+    Raises:
+        ConfigurationError: not TOML, an unknown or ill-typed field, or a rule is broken; the message names it.
+    """
+    try:
+        settings = msgspec.convert(tomllib.loads(text), ServerSettings)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigurationError(f"the settings are wrong: {error}") from error
+    settings.check()
+    return settings
+
+
+def load_settings(path: Path) -> ServerSettings:
+    """Read the settings file at ``path``.
+
+    Raises:
+        ConfigurationError: it cannot be read, is larger than ``SETTINGS_SIZE_MAX_BYTES``, is not UTF-8, or is wrong.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > SETTINGS_SIZE_MAX_BYTES:
+        raise ConfigurationError(f"{path} has {len(data)} bytes; settings have at most {SETTINGS_SIZE_MAX_BYTES}")
+    try:
+        return decode_settings(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error.detail}", hint=error.hint) from error

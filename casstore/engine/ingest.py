@@ -1,0 +1,250 @@
+"""Taking in one pack, piece by piece, verified as it comes.
+
+Owns the rule that nothing wrong is ever stored under a name: a frame is decompressed (capped), and hashed against its
+id, while its bytes go to a file that has no name yet; the name is given after the footer agreed with every frame
+seen.
+
+    ORDER: frames before the pack's name, the pack before the index.
+
+Three ends are possible, and a retry meets each of them:
+
+* the store does not have the pack: it is stored;
+* the index knows the pack: the bytes are counted and dropped, the answer is that of the first time, ``duplicate`` is
+  set;
+* CRASH: the pack has its name but the index does not know it (the process died between the two): what lies there is
+  verified from the first byte to the last, like a stranger's, and then recorded.
+
+Memory: one frame, and one row of some 200 bytes for each frame (at most ``PACK_FRAMES_MAX``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from casstore.engine.packs import PackService
+from casstore.errors import (
+    Conflict,
+    DamagedObject,
+    DigestMismatch,
+    InvalidInput,
+    MalformedDocument,
+    PackNotFound,
+    TooLarge,
+)
+from casstore.formats.pack import ObjectKind, PackDecoder, PackSummary, open_frame
+from casstore.ids import PackId
+from casstore.limits import MIB, PACK_SIZE_MAX_BYTES
+from casstore.storage.roles import FrameRow, Location, PackRecord
+from casstore.wire import PackStored
+
+# What a push may bring.  Documents come by a signed intent (POST /v1/snapshots), never in a push's pack.
+PUSHED_KINDS: Final = frozenset({ObjectKind.CHUNK, ObjectKind.PAGE, ObjectKind.ROOT, ObjectKind.LAYOUT})
+_READ_BYTES: Final = MIB
+
+
+class PackReader:
+    """Verifies the bytes of a pack as they come and lists its frames.
+
+    Args:
+        pack: the name that the bytes must carry.
+        kinds: the kinds of objects that are accepted.
+    """
+
+    def __init__(self, pack: PackId, *, kinds: frozenset[ObjectKind] = PUSHED_KINDS) -> None:
+        self._pack = pack
+        self._kinds = kinds
+        self._decoder = PackDecoder(pack)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Verify more bytes.
+
+        Raises:
+            MalformedDocument: not a pack, not this one, or a frame that does not decompress to what it promises.
+            DigestMismatch: a frame's bytes are not the object that it names.
+            InvalidInput: a kind of object that is not accepted here.
+            TooLarge: the pack or an object in it exceeds its bound.
+        """
+        for frame in self._decoder.feed(data):
+            if frame.kind not in self._kinds:
+                raise InvalidInput(f"a {frame.kind.name.lower()} does not come in a push's pack")
+            try:
+                open_frame(frame)
+            except DamagedObject as error:
+                # Bytes from outside are not damage in the store: the sender is wrong.
+                detail = f"pack {self._pack}: {error.detail}"
+                if isinstance(error.__cause__, DigestMismatch):
+                    raise DigestMismatch(detail, expected=error.expected, found=error.found) from error
+                raise MalformedDocument(detail) from error
+
+    def finish(self) -> PackSummary:
+        """Check the footer against the frames.
+
+        Raises:
+            MalformedDocument: the pack is truncated, its footer tells of other frames, or it has another name.
+        """
+        return self._decoder.finish()
+
+
+class PackIngest:
+    """One pack on its way in; made by :meth:`casstore.engine.pushes.PushService.begin_pack`.
+
+    Call :meth:`feed` for each piece, then :meth:`seal` and :meth:`record` (or :meth:`finish`); call :meth:`abort` in
+    any case at the end, it is harmless after success.
+
+    Threads: one at a time; :meth:`feed`, :meth:`seal` and :meth:`abort` on a worker thread, :meth:`record` on the
+    index writer.
+
+    Args:
+        packs: where the pack goes.
+        pack: its name.
+        learned: told where the layouts of the pack lie, once it is recorded.
+        ended: told once when the pack is no longer coming in.
+    """
+
+    def __init__(
+        self,
+        packs: PackService,
+        pack: PackId,
+        *,
+        learned: Callable[[Sequence[tuple[bytes, Location]]], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._packs = packs
+        self._pack = pack
+        self._learned = learned
+        self._ended: Callable[[], None] | None = ended
+        self._summary: PackSummary | None = None
+        self._dropped = 0
+        self._reader = PackReader(pack)
+        self._writer = None if self._in_store() else packs.store.create(pack)
+        self.duplicate = self._writer is None and packs.index.pack(pack) is not None
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Verify and write more bytes.
+
+        Raises:
+            InvalidInput: the bytes are wrong (``MalformedDocument``, ``DigestMismatch``, ``TooLarge``); nothing stays
+            behind.
+            StoreFull: no space is left; nothing stays behind.
+        """
+        if self._writer is None:
+            self._dropped += len(data)
+            if self._dropped > PACK_SIZE_MAX_BYTES:
+                raise TooLarge(f"a pack has at most {PACK_SIZE_MAX_BYTES} bytes", limit=PACK_SIZE_MAX_BYTES)
+            return
+        accepted = False
+        try:
+            self._reader.feed(data)
+            self._writer.write(data)
+            accepted = True
+        finally:
+            if not accepted:
+                self.abort()
+
+    def seal(self) -> None:
+        """Check the footer and give the pack its name.
+
+        Durability: the pack survives a power cut; nobody can find it until :meth:`record`.
+
+        Raises:
+            MalformedDocument: the pack is truncated or its footer tells of other frames; nothing stays behind.
+            Conflict: a pack of that name lies in the store and is damaged.
+            StoreFull, OutcomeUnknown: as the pack store says.
+        """
+        sealed = False
+        try:
+            if self._writer is not None:
+                summary = self._reader.finish()
+                try:
+                    self._writer.commit()
+                    self._summary = summary
+                except Conflict:
+                    # Another connection brought the same pack and was first.
+                    self.duplicate = self._packs.index.pack(self._pack) is not None
+            if self._summary is None:
+                self._summary = self._adopt()
+            sealed = True
+        finally:
+            if not sealed:
+                self.abort()
+
+    def record(self) -> PackStored:
+        """Make the pack's objects findable: chunks, pages and roots for everyone, layouts for this push until they
+        are proven.
+
+        Durability: durable when this returns.
+        Threads: index writer.
+
+        Raises:
+            LeaseLost: the push is not known any more; the pack is stored all the same.
+            StoreFull, OutcomeUnknown: as the index says.
+        """
+        summary = self._summary
+        assert summary is not None, "seal() comes before record()"
+        layouts: list[tuple[bytes, Location]] = []
+        believed: list[FrameRow] = []
+        plain_bytes = 0
+        for kind, id, offset, stored_length, plain_length, _ in summary.rows:
+            plain_bytes += plain_length
+            if kind is ObjectKind.LAYOUT:
+                layouts.append((id, Location(self._pack, offset, stored_length, plain_length)))
+            else:
+                believed.append(FrameRow(kind, id, offset, stored_length, plain_length))
+        try:
+            if not self.duplicate:
+                self._packs.index.add_pack(PackRecord(self._pack, summary.size, len(summary.rows)), believed)
+            self._learned(layouts)
+        finally:
+            self.abort()
+        return PackStored(
+            pack=str(self._pack),
+            frames=len(summary.rows),
+            stored_bytes=summary.size,
+            plain_bytes=plain_bytes,
+            duplicate=self.duplicate,
+        )
+
+    def finish(self) -> PackStored:
+        """:meth:`seal` and :meth:`record` in one thread.
+
+        Threads: index writer.
+
+        Raises:
+            CasstoreError: as those two.
+        """
+        self.seal()
+        return self.record()
+
+    def abort(self) -> None:
+        """Drop what was written, unless it has its name already; harmless when called again."""
+        if self._writer is not None:
+            self._writer.abort()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
+    def _in_store(self) -> bool:
+        try:
+            self._packs.store.size(self._pack)
+        except PackNotFound:
+            return False
+        return True
+
+    def _adopt(self) -> PackSummary:
+        """Take the pack that lies in the store under this name for the one that was sent."""
+        if self.duplicate:
+            return self._packs.read_footer(self._pack)
+        # TRUST: it was verified on its way in, but who says that this is that pack?  All of it is verified again.
+        store = self._packs.store
+        size = store.size(self._pack)
+        reader = PackReader(self._pack)
+        try:
+            for offset in range(0, size, _READ_BYTES):
+                reader.feed(store.read(self._pack, offset, min(_READ_BYTES, size - offset)))
+            return reader.finish()
+        except (InvalidInput, DamagedObject) as error:
+            raise Conflict(
+                f"a pack named {self._pack} lies in the store and is damaged: {error.detail}",
+                hint="send the objects in a pack of another name",
+            ) from error

@@ -1,0 +1,149 @@
+"""What is there: pages, blobs and chunks, asked by the thousand.
+
+Owns the rule *a page is present only if the page, a proven layout of it, and every chunk of that layout are present*,
+which is what a push is told and what a snapshot is held against.  Only proven layouts are in the index
+(:mod:`casstore.engine.pushes` sees to it), so presence is a matter of look-ups; nothing is hashed here.
+
+A page found complete stays so until something is deleted, so answers of *present* are remembered;
+whatever deletes from the index calls :meth:`Presence.forget` first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from casstore.engine.packs import PackService
+from casstore.errors import SnapshotIncomplete
+from casstore.formats.layout import decode_layout
+from casstore.formats.pack import ObjectKind
+from casstore.ids import BlobDigest
+
+# LIMIT: how many missing ids an error names; the count says how many there are.
+MISSING_NAMED_MAX: Final = 20
+# LIMIT: beyond this many distinct missing ids the count may count an id twice.
+_DISTINCT_MAX: Final = 131_072
+# LIMIT: 32 bytes and a dictionary slot each: some 10 MB.
+_REMEMBERED_MAX: Final = 65_536
+# LIMIT: layouts that are decoded side by side, each at most LAYOUT_SIZE_MAX_BYTES, normally some tens of KiB.
+_BATCH: Final = 32
+
+
+class Gaps:
+    """What is missing: the first few ids, and how many there are."""
+
+    def __init__(self) -> None:
+        self.named: list[str] = []
+        self.count = 0
+        self._seen: set[bytes] = set()
+
+    def add(self, id: bytes) -> None:
+        """Note that the object ``id`` is missing; noting it twice counts once."""
+        if id in self._seen:
+            return
+        if len(self._seen) < _DISTINCT_MAX:
+            self._seen.add(bytes(id))
+        self.count += 1
+        if len(self.named) < MISSING_NAMED_MAX:
+            self.named.append(str(BlobDigest(id)))
+
+    def error(self, what: str) -> SnapshotIncomplete:
+        """The error that says so; ``what`` begins its sentence."""
+        listed = ", ".join(self.named[:3]) + (", …" if self.count > 3 else "")
+        return SnapshotIncomplete(
+            f"{what} needs {self.count} objects that are not in the store: {listed}",
+            hint="push it again: the push asks what is missing and sends it",
+            missing=list(self.named),
+            missing_count=self.count,
+        )
+
+
+class Presence:
+    """Look-ups of pages and blobs with all that they need.
+
+    Args:
+        packs: where objects are read.
+    """
+
+    def __init__(self, packs: PackService) -> None:
+        self._packs = packs
+        self._lock = threading.Lock()
+        self._complete: OrderedDict[bytes, None] = OrderedDict()
+        self._epoch = 0
+
+    def chunks(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each chunk id whether it is present."""
+        return self._packs.index.has(ObjectKind.CHUNK, ids)
+
+    def pages(self, digests: Sequence[bytes], gaps: Gaps | None = None) -> list[bool]:
+        """For each page digest whether the page, its layout and all chunks are present; what is not goes to ``gaps``.
+
+        Raises:
+            DamagedObject: a layout that the index knows cannot be read.
+        """
+        return self._look(digests, gaps, paged=True)
+
+    def blobs(self, digests: Sequence[bytes], gaps: Gaps | None = None) -> list[bool]:
+        """For each blob digest whether its layout and all chunks are present; what is not goes to ``gaps``.
+
+        Raises:
+            DamagedObject: a layout that the index knows cannot be read.
+        """
+        return self._look(digests, gaps, paged=False)
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever something may have been deleted: what was found present before must be looked up again."""
+        return self._epoch
+
+    def forget(self) -> None:
+        """Remember nothing.  ORDER: called before anything is deleted from the index, and once more after."""
+        with self._lock:
+            self._epoch += 1
+            self._complete.clear()
+
+    def _look(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool) -> list[bool]:
+        with self._lock:
+            epoch = self._epoch
+            known = [digest in self._complete for digest in digests]
+        asked = [digest for digest, complete in zip(digests, known, strict=True) if not complete]
+        answers = self._batches(asked, gaps, paged=paged)
+        result = [complete or next(answers) for complete in known]
+        with self._lock:
+            # A page looked up before a deletion must not be remembered after it.
+            if epoch == self._epoch:
+                for digest, complete in zip(digests, result, strict=True):
+                    if complete:
+                        self._complete[bytes(digest)] = None
+                        self._complete.move_to_end(digest)
+                while len(self._complete) > _REMEMBERED_MAX:
+                    self._complete.popitem(last=False)
+        return result
+
+    def _batches(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool) -> Iterator[bool]:
+        index = self._packs.index
+        laid_out = index.has(ObjectKind.LAYOUT, digests)
+        # A page's digest and a blob's both name a layout; the page object beside it tells which it is.
+        is_page = index.has(ObjectKind.PAGE, digests)
+        there = [layout and page == paged for layout, page in zip(laid_out, is_page, strict=True)]
+        for start in range(0, len(digests), _BATCH):
+            batch = digests[start : start + _BATCH]
+            flags = there[start : start + _BATCH]
+            layouts = iter(
+                self._packs.read_objects(ObjectKind.LAYOUT, [d for d, f in zip(batch, flags, strict=True) if f])
+            )
+            for digest, flag in zip(batch, flags, strict=True):
+                if not flag:
+                    if gaps is not None:
+                        gaps.add(digest)
+                    yield False
+                    continue
+                ids = [id for id, _ in decode_layout(next(layouts)).chunks]
+                found = index.has(ObjectKind.CHUNK, ids)
+                if gaps is not None and not all(found):
+                    for id, present in zip(ids, found, strict=True):
+                        if not present:
+                            gaps.add(id)
+                yield all(found)

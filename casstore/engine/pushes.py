@@ -1,0 +1,388 @@
+"""A push, from *what is missing* to an artifact.
+
+Owns the three steps of a push and the order in which a commit becomes durable.  Knows no HTTP; what is where and what
+may wait for what is said at each method, so that a server can place each part on the thread it belongs to.
+
+    ORDER: frames before the pack's name, the pack before the index, the index before tree and layout, those before the
+    snapshot entry.  *Acknowledged means proven*: every file of every page of the tree reassembles to its digest.
+
+A commit is three calls, and the order is in their types: only :meth:`PushService.prove` makes a :class:`Proof`, only
+:meth:`PushService.remember` turns it into a :class:`Remembered`, and only that can be given to
+:meth:`PushService.record`.
+
+Layouts: the index holds proven layouts and no others.  A layout that a push brings is known to that push alone; once
+it is proven the store writes it into a pack of its own and records that, and the first that is recorded stays.  So
+nobody can make a page that others will rely on point at the
+wrong bytes: a page with an unproven layout is *missing* for everyone else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
+
+from casstore.clock import Clock
+from casstore.engine.artifacts import ArtifactService, NewArtifact, check_labels
+from casstore.engine.ingest import PackIngest
+from casstore.engine.packs import PackService, SealedPack
+from casstore.engine.presence import Gaps, Presence
+from casstore.engine.proving import (
+    Unit,
+    check_chunk_lengths,
+    page_proof_key,
+    plan_units,
+    prove_unit,
+    run_units,
+    tree_proof_key,
+)
+from casstore.engine.sessions import PushSessions
+from casstore.errors import InvalidInput, LeaseLost, SnapshotIncomplete, TooLarge
+from casstore.formats.layout import Layout, decode_layout, verify_layout_fits
+from casstore.formats.pack import ObjectKind
+from casstore.formats.tree import EntryType, TreeEntry, TreeVerifier
+from casstore.ids import ArtifactName, BlobDigest, PackId, PageDigest, PushId, TreeDigest
+from casstore.limits import MISSING_IDS_MAX, PACK_TARGET_BYTES
+from casstore.storage.roles import Location
+from casstore.wire import Artifact, CommitRequest, encode_bitmap
+
+# LIMIT: pages whose bytes, entries and layouts are looked up side by side.
+_BATCH: Final = 16
+_ID: Final = 32
+
+
+class Proof(NamedTuple):
+    """A tree or blob that is whole and right, and what is to be remembered of that.  Made by
+    :meth:`PushService.prove`.
+    """
+
+    push: PushId
+    artifact: NewArtifact
+    keys: list[bytes]
+    """Memo keys of what was proven now."""
+    layouts: list[SealedPack]
+    """The layouts that were proven now, in packs of their own that nobody knows yet."""
+    read_bytes: int
+    """Plain bytes that the proof took apart and hashed."""
+
+
+class Remembered(NamedTuple):
+    """A proof that the index holds durably.  Made by :meth:`PushService.remember`."""
+
+    proof: Proof
+
+
+class PushService:
+    """Pushes under way.
+
+    Args:
+        packs: where objects are read and packs go.
+        presence: what is there.
+        artifacts: where a commit is recorded.
+        clock: leases run on it.
+    """
+
+    def __init__(self, packs: PackService, presence: Presence, artifacts: ArtifactService, clock: Clock) -> None:
+        self._packs = packs
+        self._presence = presence
+        self._artifacts = artifacts
+        self.sessions = PushSessions(clock)
+
+    # --- step 1 ------------------------------------------------------------------------------------------------------
+
+    def missing(self, push: PushId, kind: ObjectKind, ids: bytes) -> bytes:
+        """Say which objects the store lacks; begins the push or renews its lease.
+
+        Args:
+            push: the client's choice, 128 random bits.
+            kind: ``CHUNK`` or ``PAGE``; a page is present only with a proven layout and all chunks.
+            ids: 32 bytes each, at most ``MISSING_IDS_MAX`` of them.
+
+        Returns:
+            A bitmap (:func:`casstore.wire.encode_bitmap`), a set bit for each missing id.
+
+        Raises:
+            InvalidInput: another kind, or not a multiple of 32 bytes.
+            TooLarge: too many ids.
+            Overloaded: too many pushes are under way.
+        """
+        if len(ids) % _ID:
+            raise InvalidInput(f"ids are {_ID} bytes each; {len(ids)} bytes are not a whole number of them")
+        if len(ids) > MISSING_IDS_MAX * _ID:
+            raise TooLarge(f"a request asks for at most {MISSING_IDS_MAX} ids", limit=MISSING_IDS_MAX)
+        if kind not in (ObjectKind.CHUNK, ObjectKind.PAGE):
+            raise InvalidInput("a push asks for chunks or pages")
+        self.sessions.begin(push, asked=True)
+        digests = [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
+        look = self._presence.chunks if kind is ObjectKind.CHUNK else self._presence.pages
+        return encode_bitmap([not present for present in look(digests)])
+
+    # --- step 2 ------------------------------------------------------------------------------------------------------
+
+    def begin_pack(self, push: PushId, pack: PackId) -> PackIngest:
+        """Begin to receive a pack; begins the push or renews its lease.  ``abort`` must be called at the end in any
+        case.
+
+        Raises:
+            RequestInProgress: the same pack is being received.
+            Overloaded: too many packs of this push, or too many pushes.
+            StoreFull: no space is left.
+        """
+        self.sessions.begin_pack(push, pack)
+        begun = False
+        try:
+            ingest = PackIngest(
+                self._packs,
+                pack,
+                learned=lambda layouts: self.sessions.learn_layouts(push, layouts),
+                ended=lambda: self.sessions.end_pack(push, pack),
+            )
+            begun = True
+        finally:
+            if not begun:
+                self.sessions.end_pack(push, pack)
+        return ingest
+
+    # --- step 3 ------------------------------------------------------------------------------------------------------
+
+    def prove(
+        self, push: PushId, request: CommitRequest, *, pool: Executor | None = None, width: int = 1
+    ) -> Proof | Artifact:
+        """Hold a tree or blob against everything that it promises.
+
+        For a tree: the root and every page are well-formed together (no hostile path, cut where the rule says), every
+        page has a layout that fits it, every chunk is present, and every file of a page that was not proven before
+        reassembles to its digest.
+
+        Args:
+            push: the push that brought it, or found it present.
+            request: what to commit.
+            pool: threads that help; the calling thread works as well, and may be one of them.
+            width: how many threads work on this proof at most.
+
+        Returns:
+            The proof, or the artifact if this push has committed the same thing before (a retry).
+
+        Raises:
+            LeaseLost: the push is not known (lease run out, restart): it begins again.
+            SnapshotIncomplete: objects are missing; up to 20 are named.
+            HostileTree: a path that no honest tree has.
+            MalformedDocument: a page, root or layout breaks its format, or a layout does not fit.
+            DigestMismatch: a file is not what its digest says.
+            InvalidInput: name, labels or digest are not such.
+            DamagedObject: a stored object cannot be read.
+            StoreFull, OutcomeUnknown: the layouts cannot be written.
+
+        Durability: the proven layouts are durable, and not yet known to anyone.
+        """
+        name = None if request.name is None else ArtifactName.parse(request.name)
+        check_labels(request.labels)
+        if (done := self._artifacts.committed(push, request)) is not None:
+            return done
+        brought = self.sessions.layouts(push)
+        commit = _Commit(self._packs, brought)
+        digest: TreeDigest | BlobDigest
+        if request.kind == "tree":
+            digest = TreeDigest.parse(request.digest)
+            units = commit.tree_units(digest)
+        else:
+            digest = BlobDigest.parse(request.digest)
+            units = commit.blob_units(digest)
+        try:
+            run_units(units, commit.prove, pool=pool, width=width)
+        except SnapshotIncomplete as error:
+            # Without having asked, a push cannot know what the store lacks: it lost its memory, not its content.
+            if not self.sessions.asked(push):
+                raise LeaseLost(
+                    f"push {push} has not asked what is missing: {error.detail}", hint="begin again"
+                ) from error
+            raise
+        artifact = NewArtifact(push, name, request.kind, digest, tuple(request.labels), commit.size_bytes, commit.files)
+        layouts = list(self._seal_layouts(commit.proven))
+        return Proof(push, artifact, commit.keys, layouts, sum(commit.read))
+
+    def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
+        """Write layouts that have been proven into packs of the store's own."""
+        batch: list[tuple[ObjectKind, bytes, bytes]] = []
+        size = 0
+        waiting = sorted(proven, key=lambda item: item[1][:2])
+        for (digest, _), data in zip(waiting, self._packs.read_located(ObjectKind.LAYOUT, waiting), strict=True):
+            batch.append((ObjectKind.LAYOUT, digest, data))
+            size += len(data)
+            if size >= PACK_TARGET_BYTES:
+                yield self._packs.seal_objects(batch)
+                batch, size = [], 0
+        if batch:
+            yield self._packs.seal_objects(batch)
+
+    def remember(self, proof: Proof) -> Remembered:
+        """Make a proof durable: from here on everyone finds the pages present.
+
+        Durability: memo and layouts are durable when this returns.
+        Threads: index writer.
+
+        Raises:
+            StoreFull, OutcomeUnknown: as the index says.
+        """
+        index = self._packs.index
+        # ORDER: the memo before the layouts: a layout that the index knows is a proven one.
+        # CRASH: between the two the memo remembers a layout that nobody finds; the push begins again and brings it
+        # again.
+        if proof.keys:
+            index.memo_add(proof.keys)
+        for sealed in proof.layouts:
+            self._packs.record_objects(sealed)
+        self.sessions.forget_layouts(proof.push, [row.id for sealed in proof.layouts for row in sealed.frames])
+        return Remembered(proof)
+
+    def record(self, remembered: Remembered, *, by: str) -> Artifact:
+        """Record the artifact: the push is done.
+
+        Args:
+            remembered: what :meth:`remember` returned.
+            by: the principal who pushed.
+
+        Durability: the artifact is durable when this returns, and everything that it needs was before.
+        Threads: ledger writer.
+
+        Raises:
+            StoreFull, OutcomeUnknown: as the ledger says.
+        """
+        return self._artifacts.add(remembered.proof.artifact, by=by)
+
+    def commit(
+        self, push: PushId, request: CommitRequest, *, by: str, pool: Executor | None = None, width: int = 1
+    ) -> Artifact:
+        """The three steps of a commit in one thread.
+
+        Threads: the one that writes index and ledger.
+
+        Raises:
+            CasstoreError: as :meth:`prove`, :meth:`remember` and :meth:`record`.
+        """
+        proof = self.prove(push, request, pool=pool, width=width)
+        return proof if isinstance(proof, Artifact) else self.record(self.remember(proof), by=by)
+
+
+class _Commit:
+    """The proof of one tree or blob: draws units of work, and gathers what they come to.
+
+    Threads: units are drawn by one thread at a time (:func:`run_units`), :meth:`prove` runs on several.
+    """
+
+    def __init__(self, packs: PackService, brought: Mapping[bytes, Location]) -> None:
+        self._packs = packs
+        self._brought = brought
+        self._gaps = Gaps()
+        self.size_bytes = 0
+        self.files = 0
+        self.keys: list[bytes] = []
+        self.proven: list[tuple[bytes, Location]] = []
+        self.read: list[int] = []
+
+    def prove(self, unit: Unit) -> None:
+        """Do one unit of work."""
+        self.read.append(prove_unit(self._packs, unit))
+
+    def tree_units(self, digest: TreeDigest) -> Iterator[Unit]:
+        """Check a tree's structure and what is present; hand out the files that are still to be proven."""
+        index = self._packs.index
+        if not index.has(ObjectKind.ROOT, [digest])[0]:
+            self._gaps.add(digest)
+            raise self._gaps.error(f"tree {digest}")
+        verifier = TreeVerifier(self._packs.read_object(ObjectKind.ROOT, digest), digest)
+        whole = True
+        for start in range(0, len(verifier.pages), _BATCH):
+            batch = [ref.digest for ref in verifier.pages[start : start + _BATCH]]
+            there = index.has(ObjectKind.PAGE, batch)
+            for page, present in zip(batch, there, strict=True):
+                if not present:
+                    self._gaps.add(page)
+            # Behind a missing page the tree cannot be verified; what else is missing can still be said.
+            whole = whole and all(there)
+            yield from self._batch_units(
+                verifier if whole else None, [p for p, t in zip(batch, there, strict=True) if t]
+            )
+        if self._gaps.count:
+            raise self._gaps.error(f"tree {digest}")
+        verifier.finish()
+        self.keys.append(tree_proof_key(digest))
+
+    def _batch_units(self, verifier: TreeVerifier | None, pages: Sequence[PageDigest]) -> Iterator[Unit]:
+        layouts = self._layouts(pages)
+        if verifier is None:
+            for page in pages:
+                self._locate(page, layouts[page])
+            return
+        for page, data in zip(pages, self._packs.read_objects(ObjectKind.PAGE, pages), strict=True):
+            entries = verifier.add_page(data)
+            self.size_bytes += sum(entry.size for entry in entries)
+            self.files += sum(entry.type == EntryType.FILE for entry in entries)
+            yield from self._object_units(page, entries, layouts[page])
+
+    def blob_units(self, digest: BlobDigest) -> Iterator[Unit]:
+        """Check a blob's layout and chunks; hand out the blob if it is still to be proven."""
+        # TRUST: a page's digest names a proven layout too; it must not pass for a blob.
+        if self._packs.index.has(ObjectKind.PAGE, [digest])[0]:
+            raise InvalidInput(f"{digest} names a page of a tree, not a blob")
+        layout = self._layouts([digest])[digest]
+        if layout is not None:
+            rows = decode_layout(layout).files
+            self.size_bytes = sum(extent.length for extent in rows[0]) if rows else 0
+        self.files = 1
+        entry = TreeEntry(b"", EntryType.FILE, 0, self.size_bytes, digest)
+        yield from self._object_units(digest, [entry], layout)
+        if self._gaps.count:
+            raise self._gaps.error(f"blob {digest}")
+
+    def _object_units(self, digest: bytes, entries: Sequence[TreeEntry], data: bytes | None) -> Iterator[Unit]:
+        found = self._locate(digest, data)
+        if found is None or data is None:
+            return
+        layout, locations = found
+        key = page_proof_key(digest, data)
+        if self._packs.index.memo_has([key])[0]:
+            if digest in self._brought and not self._packs.index.has(ObjectKind.LAYOUT, [digest])[0]:
+                self.proven.append((digest, self._brought[digest]))
+            return
+        # Once something is missing, hashing the rest is wasted; what else is missing is still gathered.
+        if self._gaps.count:
+            return
+        check_chunk_lengths(layout, locations)
+        verify_layout_fits(layout, entries)
+        self.keys.append(key)
+        if digest in self._brought:
+            self.proven.append((digest, self._brought[digest]))
+        yield from plan_units(entries, layout, locations)
+
+    def _layouts(self, digests: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        """For each page or blob its layout: the proven one, else the one that this push brought."""
+        packs = self._packs
+        known = packs.index.has(ObjectKind.LAYOUT, digests)
+        proven = [digest for digest, has in zip(digests, known, strict=True) if has]
+        found: dict[bytes, bytes | None] = dict.fromkeys(digests)
+        found.update(zip(proven, packs.read_objects(ObjectKind.LAYOUT, proven), strict=True))
+        waiting = sorted(
+            (
+                (digest, self._brought[digest])
+                for digest in digests
+                if found[digest] is None and digest in self._brought
+            ),
+            key=lambda item: item[1][:2],
+        )
+        for (digest, _), data in zip(waiting, packs.read_located(ObjectKind.LAYOUT, waiting), strict=True):
+            found[digest] = data
+        return found
+
+    def _locate(self, digest: bytes, data: bytes | None) -> tuple[Layout, list[Location]] | None:
+        if data is None:
+            self._gaps.add(digest)
+            return None
+        layout = decode_layout(data)
+        ids = [id for id, _ in layout.chunks]
+        locations = self._packs.index.locate(ObjectKind.CHUNK, ids)
+        for id, location in zip(ids, locations, strict=True):
+            if location is None:
+                self._gaps.add(id)
+        there = [location for location in locations if location is not None]
+        return (layout, there) if len(there) == len(ids) else None

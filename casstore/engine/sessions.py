@@ -1,0 +1,171 @@
+"""Push sessions: what a push was told and has brought, for as long as its lease runs.
+
+Owns the lease.  Sessions live in memory only: after a restart, or when the lease has run out, a push begins anew, and
+what it had stored already is found present.  So a session may be lost at any time without harm; it must only never be
+*believed* after it was lost, which is why a commit without one is ``lease-lost``.
+
+What a session holds is small: the packs in flight, and where the layouts lie that the push brought.  A layout is
+believed by
+others once it is proven and not before, so until the commit only its own push sees it: a push cannot make a page
+that someone else will rely on point at the wrong bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from casstore.clock import Clock
+from casstore.errors import LeaseLost, Overloaded, RequestInProgress
+from casstore.ids import PackId, PushId
+from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_MAX
+from casstore.storage.roles import Location
+
+# LIMIT: layouts that wait for their commit, all pushes together: about 300 bytes each, the pages of 67 million files.
+PENDING_LAYOUTS_MAX: Final = 131_072
+_RETRY_AFTER_S: Final = 5
+
+
+class _Session:
+    """One push.  Guarded by the lock of :class:`PushSessions`."""
+
+    __slots__ = ("asked", "expires_ms", "in_flight", "layouts")
+
+    def __init__(self) -> None:
+        self.expires_ms = 0
+        self.asked = False
+        self.in_flight: set[PackId] = set()
+        self.layouts: dict[bytes, Location] = {}
+
+
+class PushSessions:
+    """All pushes that hold a lease.
+
+    Args:
+        clock: leases run on its boot time, which no one can set.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: dict[PushId, _Session] = {}
+        self._layouts = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def begin(self, push: PushId, *, asked: bool) -> None:
+        """Renew the lease of a push, or begin one.
+
+        Args:
+            push: which push.
+            asked: it is asking what is missing, so from here on it knows what the store has.
+
+        Raises:
+            Overloaded: ``PUSH_SESSIONS_MAX`` pushes hold a lease.
+        """
+        with self._lock:
+            session = self._live(push)
+            if session is None:
+                if len(self._sessions) >= PUSH_SESSIONS_MAX:
+                    self._expire()
+                if len(self._sessions) >= PUSH_SESSIONS_MAX:
+                    raise Overloaded(f"{PUSH_SESSIONS_MAX} pushes are under way", retry_after_s=_RETRY_AFTER_S)
+                session = self._sessions[push] = _Session()
+            session.asked = session.asked or asked
+            self._renew(session)
+
+    def begin_pack(self, push: PushId, pack: PackId) -> None:
+        """Note that a pack of the push is coming in; :meth:`end_pack` ends it.  A push does not expire meanwhile.
+
+        Raises:
+            RequestInProgress: the same pack is coming in already.
+            Overloaded: too many packs of this push, or too many pushes.
+        """
+        self.begin(push, asked=False)
+        with self._lock:
+            session = self._sessions[push]
+            if pack in session.in_flight:
+                raise RequestInProgress(f"pack {pack} is being received on another connection", hint="wait for it")
+            if len(session.in_flight) >= PACKS_PER_PUSH_IN_FLIGHT:
+                raise Overloaded(
+                    f"a push sends at most {PACKS_PER_PUSH_IN_FLIGHT} packs at a time", retry_after_s=_RETRY_AFTER_S
+                )
+            session.in_flight.add(pack)
+
+    def end_pack(self, push: PushId, pack: PackId) -> None:
+        """Note that a pack is no longer coming in."""
+        with self._lock:
+            session = self._sessions.get(push)
+            if session is not None:
+                session.in_flight.discard(pack)
+                self._renew(session)
+
+    def learn_layouts(self, push: PushId, layouts: Sequence[tuple[bytes, Location]]) -> None:
+        """Note where layouts lie that the push has brought; a later one for the same page replaces an earlier one.
+
+        Raises:
+            LeaseLost: the push is not known any more.
+            Overloaded: too many layouts wait for their commits.
+        """
+        with self._lock:
+            session = self._require(push)
+            self._layouts -= len(session.layouts)
+            session.layouts.update(layouts)
+            self._layouts += len(session.layouts)
+            if self._layouts > PENDING_LAYOUTS_MAX:
+                raise Overloaded("too many pages wait for their push to commit", retry_after_s=_RETRY_AFTER_S)
+
+    def layouts(self, push: PushId) -> Mapping[bytes, Location]:
+        """The layouts that the push has brought, as a copy; renews its lease.
+
+        Raises:
+            LeaseLost: the push is not known, or its lease has run out.
+        """
+        with self._lock:
+            session = self._require(push)
+            self._renew(session)
+            return dict(session.layouts)
+
+    def forget_layouts(self, push: PushId, digests: Sequence[bytes]) -> None:
+        """Drop layouts that have been proven: the index knows them now."""
+        with self._lock:
+            session = self._sessions.get(push)
+            if session is not None:
+                before = len(session.layouts)
+                for digest in digests:
+                    session.layouts.pop(digest, None)
+                self._layouts += len(session.layouts) - before
+
+    def asked(self, push: PushId) -> bool:
+        """Whether this push asked what is missing, in the lease that it holds now."""
+        with self._lock:
+            session = self._live(push)
+            return session is not None and session.asked
+
+    def _live(self, push: PushId) -> _Session | None:
+        session = self._sessions.get(push)
+        if session is None or session.in_flight or session.expires_ms > self._clock.boottime_ms():
+            return session
+        self._drop(push)
+        return None
+
+    def _require(self, push: PushId) -> _Session:
+        session = self._live(push)
+        if session is None:
+            raise LeaseLost(
+                f"push {push} is not known: its lease has run out, or the server was restarted",
+                hint="begin again; what was stored is still there and is not sent twice",
+            )
+        return session
+
+    def _renew(self, session: _Session) -> None:
+        session.expires_ms = self._clock.boottime_ms() + PUSH_LEASE_MS
+
+    def _expire(self) -> None:
+        for push in list(self._sessions):
+            self._live(push)
+
+    def _drop(self, push: PushId) -> None:
+        self._layouts -= len(self._sessions.pop(push).layouts)

@@ -1,0 +1,323 @@
+"""The store: every service of the engine, put together over one directory.
+
+Owns composition and the order of opening and closing; nothing else in casstore constructs a service for real use.
+
+Threads: a :class:`Store` works from one thread, or from many under the rule that its methods state: those that say
+``Threads: index writer`` or ``Threads: ledger writer`` run in that one thread, everything else anywhere.  Open it after
+``fork``, never before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+from casstore.clock import Clock, SystemClock
+from casstore.engine.artifacts import ArtifactService
+from casstore.engine.blobs import BlobService
+from casstore.engine.clockguard import ClockGuard
+from casstore.engine.diff import DiffService
+from casstore.engine.findings import Findings
+from casstore.engine.fsck import fsck_content
+from casstore.engine.fsck_ledger import fsck_ledger
+from casstore.engine.log import LogHead, LogService
+from casstore.engine.nodes import read_entry
+from casstore.engine.packs import PackService
+from casstore.engine.pointers import PointerService, Submission
+from casstore.engine.presence import Presence
+from casstore.engine.proofs import LogReader
+from casstore.engine.pushes import PushService
+from casstore.engine.snapshots import SnapshotService
+from casstore.engine.tokens import TokenService
+from casstore.engine.trees import TreeService
+from casstore.errors import CasstoreError, DamagedObject, InvalidInput, NotFound
+from casstore.signing import SignatureType, SigningKey
+from casstore.storage.local.files import Files
+from casstore.storage.local.heads import Head, SignedHeads
+from casstore.storage.local.home import Home
+from casstore.storage.roles import ChunkIndex, Ledger, LedgerTransaction, LedgerView, PackStore
+from casstore.wire import FsckReport, Submitted
+
+LOG_KEY: Final = "log"
+"""Name of the log key's file."""
+CLOCK_KEY: Final = "clock"
+"""Name of the clock key's file."""
+
+
+class _LocalHeads:
+    """The signed heads as the engine wants them."""
+
+    def __init__(self, heads: SignedHeads) -> None:
+        self._heads = heads
+
+    def append(self, size: int, root: bytes) -> None:
+        self._heads.append(size, root)
+
+    def read_all(self) -> list[LogHead]:
+        return [LogHead(head.size, head.root) for head in self._heads.read_all()]
+
+    def compact(self, size: int, root: bytes) -> None:
+        self._heads.compact(Head(size, root))
+
+
+class _GatedLedger:
+    """The ledger behind the log's own word on whether anything may be written; implements ``Ledger``."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.gate: Callable[[], None] = lambda: None
+
+    def read(self) -> AbstractContextManager[LedgerView]:
+        return self._ledger.read()
+
+    @contextmanager
+    def write(self) -> Iterator[LedgerTransaction]:
+        self.gate()
+        with self._ledger.write() as tx:
+            yield tx
+
+    def close(self) -> None:
+        self._ledger.close()
+
+
+class Keys(NamedTuple):
+    """The server's own keys."""
+
+    log: SigningKey
+    clock: SigningKey
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The open storage of one directory."""
+
+    packs: PackStore
+    index: ChunkIndex
+    ledger: Ledger
+    heads: _LocalHeads
+
+
+class Store:
+    """An open store.  Build with :meth:`open`, end with :meth:`close`; also a context manager.
+
+    Attributes:
+        packs, presence, trees, blobs, snapshots, diff, artifacts, pushes: content.
+        log: the log's writer: checkpoint, keys, whether writing is allowed.
+        log_reader: entries, proofs, tiles.
+        pointers: :meth:`~casstore.engine.pointers.PointerService.submit`, rollback targets, and ``pointers.read``.
+        tokens: who is asking.
+        path: the directory.
+    """
+
+    def __init__(
+        self, home: Home, parts: Parts, keys: Keys, *, clock: Clock, randomness: Callable[[int], bytes]
+    ) -> None:
+        self.path = Path(home.path)
+        self.clock = clock
+        self._parts = parts
+        self._closing = ExitStack()
+        ledger = _GatedLedger(parts.ledger)
+        self._guard = ClockGuard(clock)
+        self.packs = PackService(parts.packs, parts.index)
+        self.presence = Presence(self.packs)
+        self.trees = TreeService(self.packs, self.presence)
+        self.blobs = BlobService(self.packs)
+        self.snapshots = SnapshotService(self.packs, self.presence, self.trees, self.blobs)
+        self.diff = DiffService(self.packs, self.trees, self.snapshots)
+        self.artifacts = ArtifactService(ledger, clock)
+        self.pushes = PushService(self.packs, self.presence, self.artifacts, clock)
+        self.tokens = TokenService(ledger, clock, randomness)
+        self.log = LogService(ledger, parts.heads, keys.log, keys.clock, self._guard)
+        self.log_reader = LogReader(ledger, self.log)
+        self.pointers = PointerService(ledger, self.log, self._guard, self.snapshots, randomness)
+        ledger.gate = self.log.refuse_if_read_only
+        # ORDER: the time of the newest entry is known before anything is cosigned.
+        self.log.recover()
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        files: Files | None = None,
+        randomness: Callable[[int], bytes] = os.urandom,
+    ) -> Self:
+        """Open the store in ``directory``.
+
+        What a crash left is healed on the way: unfinished files are removed, and what was committed but not signed is
+        signed.  A store whose log contradicts a signed head opens read-only; :attr:`read_only` says why.
+
+        Args:
+            directory: made by :func:`casstore.admin.create_store`.
+            clock: where time comes from; the machine's by default.
+            files: how bytes reach the disk; for fault tests.
+            randomness: returns that many random bytes.
+
+        Raises:
+            StoreNotFound: no such directory.
+            NotInitialised: the directory is not a store, or lacks a part of one.
+            StoreBusy: another process has it open.
+            StoreTooNew: a newer casstore made it.
+            DamagedObject: ledger, index, heads or a key cannot be read.
+            OutcomeUnknown: the head of what was committed could not be made durable.
+        """
+        home = Home.open(directory, files or Files())
+        with ExitStack() as stack:
+            stack.callback(home.close)
+            store = cls.assemble(home, stack, clock=clock or SystemClock(), randomness=randomness)
+            store._closing = stack.pop_all()
+        return store
+
+    @classmethod
+    def assemble(cls, home: Home, stack: ExitStack, *, clock: Clock, randomness: Callable[[int], bytes]) -> Self:
+        """Open the parts of a store directory and put the services together.
+
+        Args:
+            home: the open directory.
+            stack: takes the parts, to be closed in reverse.
+            clock: where time comes from.
+            randomness: returns that many random bytes.
+
+        Raises:
+            CasstoreError: as :meth:`open`.
+        """
+        keys = read_keys(home)
+        return cls(home, open_parts(home, stack), keys, clock=clock, randomness=randomness)
+
+    def close(self) -> None:
+        """Close everything and release the directory; idempotent.  Nothing may be running in it any more."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- state ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def genesis_sha256(self) -> str:
+        """SHA-256 of the log's first entry, in hex: what trust files pin."""
+        with self._parts.ledger.read() as view:
+            return hashlib.sha256(read_entry(view, 0)).hexdigest()
+
+    @property
+    def read_only(self) -> str | None:
+        """Why nothing may be written to the log, or None."""
+        return self.log.read_only
+
+    @property
+    def clock_trouble(self) -> str | None:
+        """Why the clock is not believed, or None."""
+        return self._guard.trouble(self.pointers.last_ts)
+
+    def confirm_clock(self) -> None:
+        """Believe the clock as it stands: an operator has looked at it.
+
+        Threads: ledger writer.
+        """
+        self._guard.confirm(self.pointers.last_ts)
+        if self.log.read_only is None:
+            self.log.refresh_clock()
+
+    def refresh_clock(self) -> None:
+        """Cosign the published checkpoint with the time of now; a server calls this every minute.
+
+        Raises:
+            ClockUntrusted: the clock is not believed; the old line stays.
+            LogUnavailable: nothing is published.
+        """
+        self.log.refresh_clock()
+
+    # --- writing, in one thread --------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> Submitted:
+        """Submit one act and have its answer.
+
+        Raises:
+            CasstoreError: what rejected it; see :meth:`casstore.engine.pointers.PointerService.submit`.
+
+        Threads: ledger writer.
+        """
+        answer = self.pointers.submit([submission])[0]
+        if isinstance(answer, CasstoreError):
+            raise answer
+        return answer
+
+    def publish_snapshot(self, document: bytes, submission: Submission) -> Submitted:
+        """Store a snapshot's document, then publish it.
+
+        Raises:
+            CasstoreError: what rejected the document or the act.
+
+        Durability: document, its place in the index, and entry are durable, in this order.
+        Threads: index writer and ledger writer in one.
+        """
+        # ORDER: the pack before the index, the index before the entry.
+        self.snapshots.put([document])
+        return self.submit(submission)
+
+    # --- checking ------------------------------------------------------------------------------------------------------
+
+    def fsck(self, *, full: bool = False, pool: Executor | None = None, width: int = 1) -> FsckReport:
+        """Check the whole store.  Changes nothing.
+
+        Args:
+            full: hash every byte of content and put every file together.
+            pool: threads that help with ``full``.
+            width: how many threads work at most.
+
+        Threads: any.
+        """
+        findings = Findings()
+        heads = self._parts.heads.read_all()
+        fsck_ledger(self._parts.ledger, heads, findings, origin=self.log.origin)
+        fsck_content(self.packs, self.artifacts, self._parts.ledger, findings, full=full, pool=pool, width=width)
+        return findings.report()
+
+
+def open_parts(home: Home, stack: ExitStack) -> Parts:
+    """Open the storage of a directory; ``stack`` closes it.
+
+    Raises:
+        CasstoreError: as :meth:`Store.open`.
+    """
+    packs = home.open_packs()
+    stack.callback(packs.close)
+    index = home.open_index()
+    stack.callback(index.close)
+    ledger = home.open_ledger()
+    stack.callback(ledger.close)
+    heads = home.open_heads()
+    stack.callback(heads.close)
+    return Parts(packs, index, ledger, _LocalHeads(heads))
+
+
+def read_keys(home: Home) -> Keys:
+    """Read the server's keys.
+
+    Raises:
+        DamagedObject: one is missing, or is no key of its kind.
+    """
+    log, clock = _read_key(home, LOG_KEY), _read_key(home, CLOCK_KEY)
+    if log.verifier.type is not SignatureType.ED25519 or clock.verifier.type is not SignatureType.COSIGNATURE:
+        raise DamagedObject("a key of the store is of another kind than its name says", object="keys", where=home.path)
+    return Keys(log, clock)
+
+
+def _read_key(home: Home, name: str) -> SigningKey:
+    try:
+        return SigningKey.parse(home.read_key(name).decode("ascii").strip())
+    except (NotFound, UnicodeDecodeError, InvalidInput) as error:
+        raise DamagedObject(
+            f"the key {name!r} of the store cannot be read", object=f"key {name}", where=home.path
+        ) from error
