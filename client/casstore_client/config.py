@@ -118,7 +118,8 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any] | None:
     for name, value in values.items():
         if name not in SETTINGS or not isinstance(value, str):
             raise ConfigurationError(
-                f"the configuration {path} has {name} = {value!r}", hint=f"the settings are strings: {', '.join(SETTINGS)}"
+                f"the configuration {path} has {name} = {value!r}",
+                hint=f"the settings are strings: {', '.join(SETTINGS)}",
             )
         if name.endswith(("_file", "_dir")):
             values[name] = str(path.parent / value)

@@ -35,7 +35,7 @@ def main() -> None:
         # The reader of our output has gone (`casstore ls … | head`): that is its right.
         sys.stdout = None  # type: ignore[assignment]
         sys.exit(0)
-    except Exception as error:  # noqa: BLE001  the one place where anything may arrive
+    except Exception as error:
         from casstore.errors import CasstoreError
 
         if not isinstance(error, CasstoreError):
@@ -50,7 +50,10 @@ def _report(error: CasstoreError) -> int:
     from casstore_client.cli.exit_codes import EXIT_CODES, FAILURE
 
     if "--json" in sys.argv:
-        document = {"schema": 1, "error": {"code": error.code, "detail": error.detail, "hint": error.hint, **error.fields}}
+        document = {
+            "schema": 1,
+            "error": {"code": error.code, "detail": error.detail, "hint": error.hint, **error.fields},
+        }
         click.echo(msgspec.json.encode(document).decode())
     else:
         click.echo(f"casstore: {error.detail}", err=True)

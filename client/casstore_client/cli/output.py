@@ -1,7 +1,7 @@
 """How commands speak: stdout is data, stderr is people.
 
 Owns the ``--json`` document, tables, sentences and colours.  Every command ends in exactly one :meth:`Output.emit`: a program
-gets one JSON document, a person gets what ``people`` prints.  :mod:`rich` is imported only when a person looks at a terminal.
+gets one JSON document, a person gets what ``people`` prints.
 """
 
 from __future__ import annotations

@@ -1,0 +1,242 @@
+"""Turns what was read, in tree order, into chunks, pages, layouts and at last a root.
+
+Owns the meeting of the two orders: entries go to pages as they come, but where a small file's bytes lie is known only when
+its bundle is cut, which may be after its page is.  So a page waits until each of its rows is known.
+
+Must not know how files are read or how anything is sent.  Pure but for what it keeps.
+
+Threads: one at a time.
+
+Source: docs/formats/tree.md, docs/formats/layout.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from casstore.chunking import BundleCutter, Parameters
+from casstore.formats.layout import LayoutBuilder
+from casstore.formats.tree import BuiltPage, EntryType, PageCutter, PageRef, TreeEntry, encode_root, tree_digest
+from casstore.hashing import blake3_256
+from casstore.ids import BlobDigest, ChunkId, PageDigest, TreeDigest
+from casstore_client.scan import Scanned
+from casstore_client.source import CutChunk, Item, ReadFile, Window
+
+_Row: TypeAlias = list[tuple[ChunkId, int, int, int]]
+"""A file's extents: (chunk, plain length of the chunk, offset, length); empty until known."""
+
+
+class NewChunk(NamedTuple):
+    """A chunk that this push had not met before."""
+
+    id: ChunkId
+    data: bytes
+
+
+class SealedPage(NamedTuple):
+    """A page with its layout, ready to be stored."""
+
+    digest: PageDigest
+    data: bytes
+    layout: bytes
+
+
+class Assembled(NamedTuple):
+    """What came out of one step.  ``spent`` bytes of content were read and are not held any longer."""
+
+    chunks: list[NewChunk]
+    pages: list[SealedPage]
+    spent: int
+
+
+class Totals:
+    """What a push is made of, counted as it goes."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.directories = 0
+        self.links = 0
+        self.bytes = 0
+        self.chunks = 0
+        """Distinct chunks."""
+        self.chunk_bytes = 0
+        """Plain bytes of the distinct chunks."""
+
+
+class TreeAssembler:
+    """Builds one tree.
+
+    Args:
+        parameters: how bundles are cut.
+        seen: filled with the id of every chunk that was handed out; readers look into it.
+    """
+
+    def __init__(self, parameters: Parameters, seen: set[bytes]) -> None:
+        self.totals = Totals()
+        self._seen = seen
+        self._bundles = BundleCutter(parameters)
+        self._bundle: list[tuple[_Row, bytes]] = []
+        self._pages = PageCutter()
+        self._rows: list[_Row] = []  # of the page that is being filled
+        self._large: _Row = []  # of the large file that is being read
+        self._waiting: list[tuple[BuiltPage, list[_Row]]] = []
+        self._refs: list[PageRef] = []
+        self._out = Assembled([], [], 0)
+        self._spent = 0
+
+    def add_batch(self, items: Sequence[Item]) -> Assembled:
+        """Take the next entries.
+
+        Raises:
+            MalformedDocument: an entry that no tree can hold.
+        """
+        for item in items:
+            if isinstance(item, ReadFile):
+                self._add_file(item)
+            else:
+                self._add_other(item)
+        return self._take()
+
+    def add_window(self, scanned: Scanned, window: Window) -> Assembled:
+        """Take the next run of a large file; the entry follows with the last one."""
+        self._add_chunks(self._large, window.chunks)
+        if window.digest is not None:
+            self._add_entry(_file_entry(scanned, window.digest), self._large)
+            self._large = []
+        return self._take()
+
+    def finish(self) -> tuple[Assembled, bytes, TreeDigest]:
+        """End the tree: what was left, the root's bytes, the tree's digest."""
+        self._close_bundle()
+        for page in self._pages.finish():
+            self._add_page(page)
+        root = encode_root(self._refs)
+        return self._take(), root, tree_digest(root)
+
+    def _add_file(self, item: ReadFile) -> None:
+        scanned, digest, data, chunks = item
+        row: _Row = []
+        if chunks:
+            self._add_chunks(row, chunks)
+        elif data:
+            before, after = self._bundles.add(digest, len(data))
+            if before:
+                self._close_bundle()
+            self._bundle.append((row, data))
+            if after:
+                self._close_bundle()
+        self._add_entry(_file_entry(scanned, digest), row)
+
+    def _add_other(self, scanned: Scanned) -> None:
+        if scanned.type is EntryType.DIRECTORY:
+            self.totals.directories += 1
+        else:
+            self.totals.links += 1
+        page = self._pages.add(TreeEntry(scanned.path, scanned.type, scanned.mode, target=scanned.target))
+        if page is not None:
+            self._add_page(page)
+
+    def _add_entry(self, entry: TreeEntry, row: _Row) -> None:
+        self.totals.files += 1
+        self.totals.bytes += entry.size
+        if entry.size:
+            self._rows.append(row)
+        page = self._pages.add(entry)
+        if page is not None:
+            self._add_page(page)
+
+    def _add_chunks(self, row: _Row, chunks: Sequence[CutChunk]) -> None:
+        for chunk, length, data in chunks:
+            row.append((chunk, length, 0, length))
+            self._offer(chunk, length, data)
+
+    def _offer(self, chunk: ChunkId, length: int, data: bytes | None) -> None:
+        if chunk in self._seen:
+            self._spent += length
+            return
+        # A reader leaves the bytes out only if it found the id in the set, and nothing ever leaves the set.
+        assert data is not None, "a new chunk comes with its bytes"
+        self._seen.add(chunk)
+        self.totals.chunks += 1
+        self.totals.chunk_bytes += length
+        self._out.chunks.append(NewChunk(chunk, data))
+
+    def _close_bundle(self) -> None:
+        bundle = self._bundle
+        if not bundle:
+            return
+        data = b"".join([part for _, part in bundle])
+        size = len(data)
+        chunk = ChunkId(blake3_256(data))
+        offset = 0
+        for row, part in bundle:
+            row.append((chunk, size, offset, len(part)))
+            offset += len(part)
+        self._bundle = []
+        self._offer(chunk, size, data)
+        waiting, self._waiting = self._waiting, []
+        for page, rows in waiting:
+            self._seal(page, rows)
+
+    def _add_page(self, page: BuiltPage) -> None:
+        self._refs.append(page.ref)
+        rows, self._rows = self._rows, []
+        # Only rows in the open bundle are not known yet.
+        if all(rows):
+            self._seal(page, rows)
+        else:
+            self._waiting.append((page, rows))
+
+    def _seal(self, page: BuiltPage, rows: Sequence[_Row]) -> None:
+        layout = LayoutBuilder()
+        for row in rows:
+            layout.add_file(row)
+        self._out.pages.append(SealedPage(page.ref.digest, page.data, layout.encode()))
+
+    def _take(self) -> Assembled:
+        out, spent = self._out, self._spent
+        self._out, self._spent = Assembled([], [], 0), 0
+        return out._replace(spent=spent)
+
+
+class BlobAssembler:
+    """Builds one blob: its chunks and, at the end, its layout.
+
+    Args:
+        seen: filled with the id of every chunk that was handed out.
+    """
+
+    def __init__(self, seen: set[bytes]) -> None:
+        self.totals = Totals()
+        self._seen = seen
+        self._row: _Row = []
+
+    def add_window(self, window: Window) -> Assembled:
+        """Take the next run of the content."""
+        new: list[NewChunk] = []
+        spent = 0
+        for chunk, length, data in window.chunks:
+            self._row.append((chunk, length, 0, length))
+            if chunk in self._seen:
+                spent += length
+                continue
+            assert data is not None, "a new chunk comes with its bytes"
+            self._seen.add(chunk)
+            self.totals.chunks += 1
+            self.totals.chunk_bytes += length
+            new.append(NewChunk(chunk, data))
+        self.totals.bytes += window.bytes
+        return Assembled(new, [], spent)
+
+    def finish(self) -> bytes:
+        """The layout's bytes."""
+        self.totals.files = 1
+        layout = LayoutBuilder()
+        if self._row:
+            layout.add_file(self._row)
+        return layout.encode()
+
+
+def _file_entry(scanned: Scanned, digest: BlobDigest) -> TreeEntry:
+    return TreeEntry(scanned.path, EntryType.FILE, scanned.mode, scanned.size, digest)

@@ -1,0 +1,155 @@
+"""The SDK for programs without an event loop: the methods of ``AsyncClient``, each waiting for its end.
+
+Owns one event loop on one background thread.  A call that is interrupted (Ctrl-C) first lets the operation clean up, so it leaves
+nothing half.
+
+Threads: any number may call at once.
+
+Source: docs/client.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import Future, wait
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from casstore_client.client import AsyncClient
+from casstore_client.transport import Stats
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _waits(
+    method: Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[Client, _P], _T]:
+    """A method that waits for that of ``AsyncClient``."""
+
+    @wraps(method)
+    def waiting(self: Client, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._call(method(self._client, *args, **kwargs))
+
+    return waiting
+
+
+def _iterates(
+    method: Callable[Concatenate[AsyncClient, _P], AsyncGenerator[_T, None]],
+) -> Callable[Concatenate[Client, _P], Iterator[_T]]:
+    """A method that gives an ordinary iterator where that of ``AsyncClient`` gives an asynchronous one."""
+
+    @wraps(method)
+    def iterating(self: Client, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+        return self._iterate(method(self._client, *args, **kwargs))
+
+    return iterating
+
+
+class Client:
+    """A client of one server; a context manager.
+
+    Args:
+        url: such as ``http://127.0.0.1:7433``.
+        token: bearer token, or None.
+        ca: file with the certificates to trust, or None for the system's.
+        timeout_s: longest silence in the middle of an answer, in seconds.
+
+    Raises:
+        ConfigurationError: not such a URL, or ``ca`` cannot be read.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, ca: str | None = None, timeout_s: float = 60.0) -> None:
+        self._client = AsyncClient(url, token=token, ca=ca, timeout_s=timeout_s)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="casstore-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; idempotent."""
+        if self._thread.is_alive():
+            self._call(self._client.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    @property
+    def stats(self) -> Stats:
+        """Requests by step, and bytes, since the client was made."""
+        return self._client.stats
+
+    config = _waits(AsyncClient.config)
+    push = _waits(AsyncClient.push)
+    push_stream = _waits(AsyncClient.push_stream)
+    pull = _waits(AsyncClient.pull)
+    cat = _iterates(AsyncClient.cat)
+    ls = _iterates(AsyncClient.ls)
+    artifacts = _waits(AsyncClient.artifacts)
+    diff = _waits(AsyncClient.diff)
+    find_digests = _waits(AsyncClient.find_digests)
+    resolve_artifact = _waits(AsyncClient.resolve_artifact)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        finally:
+            self._loop.close()
+
+    def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine on the loop's thread and wait for its end, whatever interrupts."""
+        outcome: Future[_T] = Future()
+        task: asyncio.Task[_T] | None = None
+
+        def begin() -> None:
+            nonlocal task
+            task = self._loop.create_task(work)
+            task.add_done_callback(end)
+
+        def end(done: asyncio.Task[_T]) -> None:
+            if done.cancelled():
+                outcome.cancel()
+                outcome.set_running_or_notify_cancel()
+            elif (error := done.exception()) is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(done.result())
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(begin)
+        try:
+            return outcome.result()
+        except BaseException:
+            if not outcome.done():
+                # Interrupted while waiting: the operation removes what it had begun before the interrupt goes on.
+                self._loop.call_soon_threadsafe(cancel)
+                wait([outcome])
+            raise
+
+    def _iterate(self, items: AsyncGenerator[_T, None]) -> Iterator[_T]:
+        try:
+            while True:
+                try:
+                    item = self._call(_next(items))
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if self._thread.is_alive():
+                self._call(items.aclose())
+
+
+async def _next(items: AsyncGenerator[_T, None]) -> _T:
+    return await anext(items)

@@ -1,0 +1,115 @@
+"""Answers about pointers, held against the facts that their proofs establish.
+
+Pure.  An answer of ``/v1`` is a claim; each function here raises unless the facts say the same.
+
+Source: docs/formats/wire.md
+"""
+
+from __future__ import annotations
+
+from casstore.errors import InvalidInput, VerificationError
+from casstore.formats.acts import FlipArgs
+from casstore.ids import PointerName, SnapshotDigest
+from casstore.wire import Pointer, Submitted, WasLive, format_time, parse_time
+from casstore_client.facts import Facts, ProvenEntry
+
+
+def check_pointer(answer: Pointer, facts: Facts) -> None:
+    """Check that the pointer is where the answer says.
+
+    Raises:
+        VerificationError: the state, or the flip's entry, says otherwise.
+    """
+    name = PointerName.parse(answer.pointer)
+    leaf = facts.pointer(name)
+    snapshot = None if leaf.snapshot is None else str(leaf.snapshot)
+    _same(f"the snapshot of {name}", answer.snapshot, snapshot)
+    _same(f"the flip of {name}", answer.flip, leaf.flip)
+    _same(f"the number of flips of {name}", answer.seq, leaf.seq)
+    if answer.hold is not None and leaf.held is None:
+        raise VerificationError(f"the answer says that {name} is held, the log does not")
+    proven, flipped = facts.flip_of(leaf.flip, name)
+    _same(f"the target of f{leaf.flip}", None if flipped.to is None else str(flipped.to), snapshot)
+    _check_story(answer.kind, answer.reason, answer.since, proven)
+
+
+def check_submitted(answer: Submitted, facts: Facts, payload: bytes) -> None:
+    """Check that what was signed is what was logged, and that the pointers are where the answer says.
+
+    Raises:
+        VerificationError: the entry carries another payload, or :func:`check_pointer` does.
+    """
+    if not answer.no_op:
+        proven = facts.entries.get(answer.entry)
+        if proven is None:
+            raise VerificationError(f"the answer carries no proof of entry {answer.entry}", index=answer.entry)
+        if proven.entry.payload != payload:
+            raise VerificationError(f"entry {answer.entry} is not what this client signed", index=answer.entry)
+    for pointer in answer.pointers:
+        check_pointer(pointer, facts)
+
+
+def check_was_live(answer: WasLive, facts: Facts) -> None:
+    """Check what was live at a moment: the flip before it, and the flip behind it, which names the first as what it expected.
+
+    Raises:
+        VerificationError: the entries do not show it.
+    """
+    name = PointerName.parse(answer.pointer)
+    found = None
+    if answer.flip is not None:
+        found, flipped = facts.flip_of(answer.flip.flip, name)
+        _same(f"the target of f{found.index}", answer.snapshot, None if flipped.to is None else str(flipped.to))
+        _same("the beginning", answer.valid_from, format_time(found.entry.ts))
+        _check_story(answer.flip.kind, answer.flip.reason, answer.flip.at, found)
+        if _moment(answer.asked, found) < 0:
+            raise VerificationError(f"f{found.index} came after {answer.asked}", index=found.index)
+    elif answer.snapshot is not None:
+        raise VerificationError("the answer names a snapshot and no flip that led to it")
+    _check_end(answer, facts, name, found)
+
+
+def _check_end(answer: WasLive, facts: Facts, name: PointerName, found: ProvenEntry | None) -> None:
+    behind = [proven for proven in facts.entries.values() if found is None or proven.index != found.index]
+    if answer.valid_until is None and found is not None:
+        _same(f"the flip of {name}", facts.pointer(name).flip, found.index)
+        return
+    if len(behind) != 1:
+        raise VerificationError("the answer does not carry the flip that ended what was live")
+    ended, flipped = facts.flip_of(behind[0].index, name)
+    _same(f"what f{ended.index} replaced", flipped.expect, None if found is None else found.index)
+    if found is not None:
+        _same("the end", answer.valid_until, format_time(ended.entry.ts))
+    if _moment(answer.asked, ended) >= 0:
+        raise VerificationError(f"f{ended.index} had come before {answer.asked}", index=ended.index)
+
+
+def _moment(asked: str, proven: ProvenEntry) -> int:
+    """Where the asked moment lies from an entry: below 0 before it, else at it or behind it."""
+    if asked.startswith("f"):
+        return int(asked[1:]) - proven.index
+    return parse_time(asked) - proven.entry.ts
+
+
+def _check_story(kind: str, reason: str, at: str, proven: ProvenEntry) -> None:
+    intent, args = proven.entry.intent()
+    assert isinstance(args, FlipArgs)
+    _same("the kind", kind, args.kind)
+    _same("the reason", reason, intent.why)
+    _same("the time", at, format_time(proven.entry.ts))
+
+
+def _same(what: str, said: object, proven: object) -> None:
+    if said != proven:
+        raise VerificationError(f"the server says {what} is {said}, the log proves {proven}")
+
+
+def snapshot_of(text: str) -> SnapshotDigest:
+    """A whole digest of a snapshot.
+
+    Raises:
+        InvalidInput: it is not one.
+    """
+    if not text.startswith("blake3:"):
+        raise InvalidInput(f"{text[:80]!r} is not a whole digest", hint="resolve() makes one of a short one")
+    return SnapshotDigest.parse(text)

@@ -1,0 +1,233 @@
+"""The SDK: one server, as coroutines.
+
+:class:`AsyncClient` is the composition root of the client: it owns the one transport and hands it to the parts.  What a method
+does is in the module that its first line names; here is what a caller must know.
+
+Source: docs/client.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from typing import Self
+
+from casstore.formats.tree import TreeEntry
+from casstore.ids import BlobDigest, TreeDigest
+from casstore.limits import LIST_LIMIT_DEFAULT
+from casstore.wire import ArtifactList, Diff, Label, ServerConfig
+from casstore_client import content_api
+from casstore_client.content_api import Kind
+from casstore_client.progress_events import Progress
+from casstore_client.pull import Options, Pulled, pull
+from casstore_client.push import Pushed, push
+from casstore_client.transport import Stats, Transport
+
+STDIN = "-"
+
+
+class AsyncClient:
+    """A client of one server; an asynchronous context manager.
+
+    Args:
+        url: such as ``http://127.0.0.1:7433``.
+        token: bearer token, or None.
+        ca: file with the certificates to trust, or None for the system's.
+        timeout_s: longest silence in the middle of an answer, in seconds.
+
+    Raises:
+        ConfigurationError: not such a URL, or ``ca`` cannot be read.
+
+    Threads: one event loop.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, ca: str | None = None, timeout_s: float = 60.0) -> None:
+        self.transport = Transport(url, token=token, ca=ca, timeout_s=timeout_s)
+        self._config: asyncio.Task[ServerConfig] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; idempotent."""
+        config, self._config = self._config, None
+        if config is not None:
+            config.cancel()
+            await asyncio.wait([config])
+        await self.transport.close()
+
+    @property
+    def stats(self) -> Stats:
+        """Requests by step, and bytes, since the client was made."""
+        return self.transport.stats
+
+    async def config(self) -> ServerConfig:
+        """The server's configuration; asked for once.
+
+        Raises:
+            TransportError, ProtocolError: no answer, or none that a casstore server gives.
+        """
+        if self._config is None or (self._config.done() and (self._config.cancelled() or self._config.exception())):
+            self._config = asyncio.create_task(content_api.get_config(self.transport))
+        return await asyncio.shield(self._config)
+
+    # --- content -----------------------------------------------------------------------------------------------------
+
+    async def push(
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Push a directory (as a tree), a file or standard input (as a blob).
+
+        Args:
+            path: what to push; ``-`` reads standard input to its end.  A symbolic link given here is followed; those
+                inside a directory are stored.
+            name: what the artifact is called.
+            labels: free for people.
+            progress: told how far it is, on the loop's thread.
+
+        Returns:
+            The digest, the artifact, and what it took.
+
+        Durability: everything is on the server's disk and proven when this returns.
+
+        Raises:
+            InvalidInput: something cannot be read, or is no file, directory or link; the message names it.
+            SourceChanged: a file changed or vanished meanwhile; nothing was committed.
+            NotPermitted, Unauthenticated: the token may not push.
+            Unsupported: the store cuts content in a way that this client does not know.
+            TransportError, ProtocolError: no answer, or none that a casstore server gives; nothing was committed, or
+                (if the connection broke during the commit) all was.
+        """
+        source = 0 if path == STDIN else os.fsencode(path)
+        sorted_labels = [Label(k, v) for k, v in sorted((labels or {}).items())]
+        return await push(self.transport, self.config, source, name=name, labels=sorted_labels, progress=progress)
+
+    async def push_stream(
+        self,
+        fd: int,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Push what an open descriptor gives, to its end, as a blob; the descriptor stays the caller's.
+
+        Raises:
+            As :meth:`push`.
+        """
+        sorted_labels = [Label(k, v) for k, v in sorted((labels or {}).items())]
+        return await push(self.transport, self.config, fd, name=name, labels=sorted_labels, progress=progress)
+
+    async def pull(
+        self,
+        digest: TreeDigest | BlobDigest | str,
+        dest: str | bytes | os.PathLike[str],
+        *,
+        replace: bool = False,
+        sync: bool = True,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Restore a tree or blob at ``dest``: bytes, permission bits, links, empty directories.
+
+        It is made next to ``dest`` under a temporary name, verified, and renamed.  On any fault the temporary is removed and
+        ``dest`` is as it was.
+
+        Args:
+            digest: what to pull, whole (``blake3:<64 hex digits>``).
+            dest: must not be there, or be an empty directory.
+            replace: ``dest`` may be there; it is exchanged in one step, then removed.
+            sync: whether to wait until everything is on the disk.
+            progress: told how far it is, on the loop's thread.
+
+        Durability: with ``sync``, all of it survives a power cut when this returns.
+
+        Raises:
+            TreeNotFound, BlobNotFound: the server does not have it.
+            DestinationExists: ``dest`` is there.
+            HostileTree, MalformedDocument, DigestMismatch: the tree breaks a rule; no file was written.
+            DamagedObject: content is not what its digest says.
+            InvalidInput, CapacityError: the file system refuses.
+            TransportError, ProtocolError: no answer, or none that a casstore server gives.
+        """
+        return await pull(self.transport, digest, os.fsencode(dest), Options(replace, sync, progress))
+
+    def cat(
+        self, digest: TreeDigest | BlobDigest | str, path: str | bytes | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a blob, or of the file ``path`` of a tree, in pieces; all of it is verified before the first comes.
+
+        Raises:
+            BlobNotFound, TreeNotFound, PathNotFound: it is not there.
+            InvalidInput: the path is a directory or a link, or the digest is a tree's and no path is given.
+            DamagedObject: content is not what its digest says.
+        """
+        return content_api.read_content(self.transport, digest, None if path is None else os.fsencode(path))
+
+    def ls(
+        self, digest: TreeDigest | str, path: str | bytes = b"", *, recursive: bool = False
+    ) -> AsyncGenerator[TreeEntry, None]:
+        """What lies at ``path`` of a tree, in path order: a file or link itself, a directory's children.
+
+        Args:
+            digest: the tree.
+            path: where; empty for the top.
+            recursive: everything below, and the directory itself first.
+
+        Raises:
+            TreeNotFound, PathNotFound: it is not there.
+            DigestMismatch, MalformedDocument: the tree breaks a rule.
+        """
+        tree = digest if isinstance(digest, TreeDigest) else TreeDigest.parse(digest)
+        return content_api.list_tree(self.transport, tree, os.fsencode(path).strip(b"/"), recursive=recursive)
+
+    async def artifacts(
+        self,
+        *,
+        name: str | None = None,
+        label: str | None = None,
+        after: str | None = None,
+        limit: int = LIST_LIMIT_DEFAULT,
+    ) -> ArtifactList:
+        """What was pushed, newest first.
+
+        Args:
+            name: only those of this name.
+            label: only those with this label, ``key=value``.
+            after: ``next`` of the page before.
+            limit: 1 to ``LIST_LIMIT_MAX``.
+        """
+        return await content_api.list_artifacts(self.transport, name=name, label=label, after=after, limit=limit)
+
+    async def diff(self, one: str, other: str) -> Diff:
+        """What differs between two trees or two snapshots, as the server says.
+
+        Raises:
+            NotFound: one of them is not there.
+        """
+        return await content_api.compare(self.transport, str(one), str(other))
+
+    async def find_digests(self, prefix: str) -> list[str]:
+        """Whole digests of trees, artifacts and snapshots that begin so.
+
+        Raises:
+            InvalidDigest: not 4 to 64 lower-case hex digits.
+        """
+        return await content_api.find_digests(self.transport, prefix)
+
+    async def resolve_artifact(self, text: str) -> tuple[Kind, str]:
+        """Kind and whole digest of what a person names: a digest, an artifact's name (the newest), a shortened digest.
+
+        Raises:
+            ArtifactNotFound, BlobNotFound: there is no such thing.
+            InvalidDigest: a shortened digest that may mean several.
+        """
+        return await content_api.resolve_artifact(self.transport, text)

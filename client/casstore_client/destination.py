@@ -1,0 +1,155 @@
+"""Where a pull puts what it made: complete, or not at all.
+
+Owns the temporary sibling ``.NAME.casstore-<random>`` and the one rename that makes it ``NAME``.
+
+# ORDER: content, modes and times, sync of the file system, rename, sync of the directory above.
+# CRASH: before the rename there is only the sibling, which nothing refers to and anyone may remove; after it there is all.
+
+Threads: blocking; call it on a worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final, Self
+
+from casstore.errors import DestinationExists, InvalidInput
+from casstore_client.beneath import DIRECTORY_FLAGS
+from casstore_client.errors import local_fault, show_path
+from casstore_client.removal import remove_tree
+from casstore_client.system_calls import exchange, exists, rename_new, sync_file_system
+
+_NAME_MAX_BYTES: Final = 200  # with what is put around it, it stays below the 255 of most file systems
+
+
+class Destination:
+    """A name that is to come into being.
+
+    Args:
+        path: the name; the directory above must be there.
+        replace: whether something of that name may be replaced.
+
+    Raises:
+        DestinationExists: it is there, is not an empty directory, and ``replace`` is False.
+        InvalidInput: the directory above cannot be opened, or the name is no name.
+    """
+
+    def __init__(self, path: bytes, *, replace: bool) -> None:
+        self.path = path
+        self._replace = replace
+        above, self._name = os.path.split(path.rstrip(b"/"))
+        if self._name in (b"", b".", b".."):
+            above, self._name = os.path.split(os.path.realpath(path))
+        if not self._name:
+            raise InvalidInput(f"{show_path(path) or 'an empty name'} cannot be a destination")
+        self.temporary = b"." + self._name[:_NAME_MAX_BYTES] + b".casstore-" + os.urandom(6).hex().encode()
+        try:
+            self.parent_fd = os.open(above or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise local_fault("open the directory", above or b".", error) from error
+        try:
+            self._verify_free()
+        except BaseException:
+            self.close()
+            raise
+
+    def make_directory(self) -> int:
+        """Make the temporary sibling as a directory; returns a descriptor that the caller owns.
+
+        Raises:
+            InvalidInput, CapacityError: the file system refuses.
+        """
+        try:
+            os.mkdir(self.temporary, 0o700, dir_fd=self.parent_fd)
+            return os.open(self.temporary, DIRECTORY_FLAGS, dir_fd=self.parent_fd)
+        except OSError as error:
+            raise local_fault("write next to", self.path, error) from error
+
+    def publish(self, *, sync: bool) -> None:
+        """Give the temporary sibling its name.
+
+        Args:
+            sync: whether to force everything to disk, before and after.
+
+        Durability: with ``sync``, content and name survive a power cut when this returns.
+
+        Raises:
+            DestinationExists: someone took the name meanwhile.
+            InvalidInput, CapacityError: the file system refuses.
+        """
+        try:
+            if sync:
+                sync_file_system(self.parent_fd)
+            self._rename()
+            if sync:
+                os.fsync(self.parent_fd)
+        except OSError as error:
+            raise local_fault("put in place", self.path, error) from error
+
+    def discard(self) -> None:
+        """Remove the temporary sibling, if it is there.
+
+        Raises:
+            InvalidInput: it cannot be removed; its name is told.
+        """
+        try:
+            remove_tree(self.temporary, dir_fd=self.parent_fd)
+        except OSError as error:
+            where = os.path.join(os.path.dirname(self.path.rstrip(b"/")), self.temporary)
+            raise local_fault("remove", where, error) from error
+
+    def close(self) -> None:
+        """Let go of the directory above."""
+        if self.parent_fd >= 0:
+            os.close(self.parent_fd)
+            self.parent_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rename(self) -> None:
+        fd = self.parent_fd
+        try:
+            rename_new(self.temporary, self._name, dir_fd=fd)
+            return
+        except FileExistsError:
+            pass
+        if not self._replace:
+            self._verify_free()
+            try:
+                # Only an empty directory can be renamed over: the system refuses anything else.
+                os.rename(self.temporary, self._name, src_dir_fd=fd, dst_dir_fd=fd)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+                    raise self._taken() from error
+                raise
+            return
+        if not exchange(self.temporary, self._name, dir_fd=fd):
+            aside = self.temporary + b"-old"
+            os.rename(self._name, aside, src_dir_fd=fd, dst_dir_fd=fd)
+            # CRASH: here the name is missing for a moment; only where the file system cannot exchange names.
+            os.rename(self.temporary, self._name, src_dir_fd=fd, dst_dir_fd=fd)
+            self.temporary = aside
+        remove_tree(self.temporary, dir_fd=fd)
+
+    def _verify_free(self) -> None:
+        if self._replace or not exists(self._name, dir_fd=self.parent_fd):
+            return
+        try:
+            fd = os.open(self._name, DIRECTORY_FLAGS, dir_fd=self.parent_fd)
+        except OSError as error:
+            raise self._taken() from error
+        try:
+            if os.listdir(fd):
+                raise self._taken()
+        finally:
+            os.close(fd)
+
+    def _taken(self) -> DestinationExists:
+        return DestinationExists(
+            f"{show_path(self.path)} exists", hint="choose another name, remove it, or ask to replace it"
+        )

@@ -1,0 +1,190 @@
+"""Fetches chunks: a plan of byte ranges, several requests at a time, every chunk verified before anyone sees it.
+
+Owns which bytes of which packs are asked for.  Chunks that lie near each other in one pack come in one request.  A chunk that
+is wanted while it is on its way, or still held by someone, is not fetched again; once nobody holds it, it is forgotten.
+
+A pack may be rewritten while a pull goes on.  Then it is gone, and its chunks lie elsewhere: the pages are asked once more.
+
+Threads: everything but the decoding runs on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from typing import Final, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
+
+from casstore.errors import DamagedObject, MalformedDocument, PackNotFound, TooLarge
+from casstore.formats.pack import FRAME_HEADER_BYTES, ObjectKind, decode_frame, open_frame
+from casstore.ids import ChunkId, PackId, PageDigest
+from casstore.limits import (
+    CHUNK_MAX_BYTES,
+    MIB,
+    PACK_SIZE_MAX_BYTES,
+    RANGE_COALESCE_GAP_BYTES,
+    RANGE_REQUEST_MAX_BYTES,
+)
+from casstore.wire import MEDIA_PACK, ChunkAt
+from casstore_client.errors import ProtocolError
+from casstore_client.transport import Transport
+from casstore_client.workers import Workers
+
+REQUESTS_MAX: Final = 8
+_DECODE_BYTES: Final = MIB  # stored bytes that one thread decodes at a time
+
+Relocate: TypeAlias = Callable[[Set[PageDigest]], Awaitable[Mapping[bytes, ChunkAt]]]
+"""Asks again where the chunks of these pages lie."""
+
+
+class Chunk:
+    """A chunk on its way.  Wait for ``arrival``, then read ``plain``."""
+
+    __slots__ = ("__weakref__", "arrival", "at", "id", "length", "page", "plain")
+
+    def __init__(self, id: ChunkId, length: int, at: ChunkAt, page: PageDigest) -> None:
+        self.id = id
+        self.length = length
+        """Plain length in bytes."""
+        self.at = at
+        self.page = page
+        """The page (or blob) whose record said where it lies."""
+        self.plain = b""
+        self.arrival: asyncio.Task[None] | None = None
+
+
+class _Range(NamedTuple):
+    pack: PackId
+    start: int
+    end: int
+    chunks: list[Chunk]
+
+
+def plan_ranges(chunks: Iterable[Chunk]) -> list[_Range]:
+    """Gather chunks into requests: of one pack, gaps at most ``RANGE_COALESCE_GAP_BYTES``, at most
+    ``RANGE_REQUEST_MAX_BYTES`` in all."""
+    ranges: list[_Range] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.at):
+        pack, start, length = chunk.at
+        end = start + length
+        last = ranges[-1] if ranges else None
+        if (
+            last is not None
+            and last.pack == pack
+            and start <= last.end + RANGE_COALESCE_GAP_BYTES
+            and end - last.start <= RANGE_REQUEST_MAX_BYTES
+        ):
+            last.chunks.append(chunk)
+            ranges[-1] = last._replace(end=max(end, last.end))
+        else:
+            ranges.append(_Range(pack, start, end, [chunk]))
+    return ranges
+
+
+class Fetcher:
+    """Fetches chunks for one pull.
+
+    Args:
+        transport: the server.
+        workers: threads to decompress and hash on.
+        tasks: runs the requests; a failure ends the pull.
+        relocate: asked when a pack is gone.
+    """
+
+    def __init__(self, transport: Transport, workers: Workers, tasks: asyncio.TaskGroup, relocate: Relocate) -> None:
+        self._transport = transport
+        self._workers = workers
+        self._tasks = tasks
+        self._relocate = relocate
+        self._live: WeakValueDictionary[bytes, Chunk] = WeakValueDictionary()
+        self._wanted: list[Chunk] = []
+        self._slots = asyncio.Semaphore(REQUESTS_MAX)
+        self.wanted_bytes = 0
+        """Plain bytes of the chunks that were wanted since :meth:`start`."""
+
+    def want(self, id: ChunkId, length: int, at: ChunkAt, page: PageDigest) -> Chunk:
+        """Note that a chunk is needed; it is fetched at the next :meth:`start`.
+
+        Args:
+            id: the chunk.
+            length: its plain length, as its layout says.
+            at: where it lies.
+            page: the page or blob whose record says so.
+        """
+        chunk = self._live.get(id)
+        if chunk is None:
+            chunk = self._live[id] = Chunk(id, length, at, page)
+            self._wanted.append(chunk)
+            self.wanted_bytes += length
+        elif chunk.length != length:
+            raise MalformedDocument(f"two layouts disagree on the length of {id}: {chunk.length} and {length}")
+        return chunk
+
+    def start(self) -> None:
+        """Begin to fetch all that was wanted."""
+        wanted, self._wanted, self.wanted_bytes = self._wanted, [], 0
+        for part in plan_ranges(wanted):
+            task = self._tasks.create_task(self._fetch(part))
+            for chunk in part.chunks:
+                chunk.arrival = task
+
+    async def _fetch(self, part: _Range) -> None:
+        async with self._slots:
+            try:
+                await self._fetch_range(part)
+                return
+            except PackNotFound:
+                pass
+            found = await self._relocate({chunk.page for chunk in part.chunks})
+            for chunk in part.chunks:
+                chunk.at = found[chunk.id]
+            # A second time is once too often: then it is not that the pack was rewritten.
+            for moved in plan_ranges(part.chunks):
+                await self._fetch_range(moved)
+
+    async def _fetch_range(self, part: _Range) -> None:
+        for chunk in part.chunks:
+            _verify_place(chunk)
+        data = await self._transport.read_range(
+            f"/v1/packs/{part.pack}", part.start, part.end, step="ranges", media=MEDIA_PACK
+        )
+        groups: list[list[Chunk]] = [[]]
+        size = 0
+        for chunk in part.chunks:
+            if size >= _DECODE_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(chunk)
+            size += chunk.at.stored_length
+        await asyncio.gather(*(self._workers.run(_open_chunks, data, part.start, group) for group in groups))
+
+
+def _verify_place(chunk: Chunk) -> None:
+    _, offset, stored_length = chunk.at
+    if not FRAME_HEADER_BYTES < stored_length <= FRAME_HEADER_BYTES + CHUNK_MAX_BYTES:
+        raise ProtocolError(f"the server says that {chunk.id} lies in {stored_length} bytes: no chunk does")
+    if offset + stored_length > PACK_SIZE_MAX_BYTES:
+        raise ProtocolError(f"the server says that {chunk.id} lies at {offset}: no pack is that large")
+
+
+def _open_chunks(data: bytes, start: int, chunks: Sequence[Chunk]) -> None:
+    """Decode and verify chunks out of the bytes of a range that begins at ``start``."""
+    view = memoryview(data)
+    for chunk in chunks:
+        pack, offset, stored_length = chunk.at
+        try:
+            frame = decode_frame(view[offset - start : offset - start + stored_length], offset)
+            if frame.kind is not ObjectKind.CHUNK or frame.id != chunk.id:
+                raise MalformedDocument(f"there is the {frame.kind.name} {frame.id.hex()} instead")
+            if frame.plain_length != chunk.length:
+                raise MalformedDocument(f"it has {frame.plain_length} bytes, its layout says {chunk.length}")
+            chunk.plain = open_frame(frame)
+        except (DamagedObject, MalformedDocument, TooLarge) as error:
+            raise DamagedObject(
+                f"the chunk {chunk.id} did not arrive whole from pack {pack} at offset {offset}: {error.detail}",
+                hint="pull again; if that does not help, run `casstore fsck --full` on the server",
+                object=str(chunk.id),
+                where=f"pack {pack} offset {offset}",
+                expected=str(chunk.id),
+                found=error.fields.get("found"),
+            ) from error

@@ -1,0 +1,291 @@
+"""Reads what is pushed: files in batches, large files and streams in windows; cuts and hashes on the way.
+
+Owns the promise that what is pushed is what the file held at one time: the stamp (device, inode, size, mtime, ctime) that
+the walk took is compared after opening and again after reading.  KNOWN HOLE: a writer who changes a file twice within one
+tick of the kernel's clock, without changing its size, is not seen; no program that reads files can see it.
+
+Threads: everything here runs on worker threads; a :class:`StreamReader` on one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Generator, Iterable, Set
+from typing import Final, NamedTuple, TypeAlias
+
+from casstore.chunking import FileChunker, Parameters, StreamCutter
+from casstore.errors import InvalidInput
+from casstore.formats.tree import EMPTY_DIGEST, EntryType
+from casstore.hashing import Blake3Hasher, blake3_256
+from casstore.ids import BlobDigest, ChunkId
+from casstore.limits import MIB
+from casstore_client.beneath import Beneath
+from casstore_client.errors import local_fault
+from casstore_client.scan import Scanned, changed, source_fault, stamp_of
+
+BATCH_FILES: Final = 256
+BATCH_BYTES: Final = 4 * MIB
+LARGE_FILE_BYTES: Final = 4 * MIB  # larger files are read window by window
+WINDOW_BYTES: Final = 4 * MIB
+
+_READ_FLAGS: Final = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK  # a pipe put in a file's place must not block us
+
+
+class CutChunk(NamedTuple):
+    """A chunk of a large file.  ``data`` is None where the chunk had been seen before."""
+
+    id: ChunkId
+    length: int
+    data: bytes | None
+
+
+class ReadFile(NamedTuple):
+    """A file that was read.  A small one has ``data`` and no ``chunks``; an empty one has neither."""
+
+    scanned: Scanned
+    digest: BlobDigest
+    data: bytes
+    chunks: list[CutChunk]
+
+
+Item: TypeAlias = ReadFile | Scanned
+"""What a batch gives for each path: a file with its content, or a directory or link as it was scanned."""
+
+
+class Batch(NamedTuple):
+    """Consecutive paths that are read together.  One file above ``LARGE_FILE_BYTES`` is a batch by itself."""
+
+    items: list[Scanned]
+    bytes: int
+    files: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether this is one large file, to be read by a :class:`StreamReader`."""
+        return self.bytes > LARGE_FILE_BYTES and len(self.items) == 1
+
+
+def gather_batches(walk: Iterable[Scanned]) -> Generator[Batch, None, None]:
+    """Cut a walk into batches of at most ``BATCH_FILES`` paths and about ``BATCH_BYTES``."""
+    items: list[Scanned] = []
+    size = files = 0
+    for scanned in walk:
+        if items and (len(items) >= BATCH_FILES or size + scanned.size > BATCH_BYTES):
+            yield Batch(items, size, files)
+            items, size, files = [], 0, 0
+        items.append(scanned)
+        size += scanned.size
+        files += scanned.type is EntryType.FILE
+    if items:
+        yield Batch(items, size, files)
+
+
+class FileReader:
+    """Reads batches of files beneath a directory.
+
+    Threads: any; each thread cuts with its own chunker.
+
+    Args:
+        root_fd: the directory; stays the caller's.
+        parameters: how to cut.
+        seen: chunks whose bytes are not wanted any more; only ever grows.
+    """
+
+    def __init__(self, root_fd: int, parameters: Parameters, seen: Set[bytes]) -> None:
+        self.root_fd = root_fd
+        self.parameters = parameters
+        self.seen = seen
+        self._local = threading.local()
+
+    def read_batch(self, batch: Batch) -> list[Item]:
+        """Read, cut and hash the files of a batch.
+
+        Raises:
+            SourceChanged: a file changed or vanished.
+            InvalidInput: a file cannot be read.
+        """
+        with Beneath(self.root_fd) as below:
+            return [self._read(below, item) if item.type is EntryType.FILE else item for item in batch.items]
+
+    def open_large(self, batch: Batch) -> StreamReader:
+        """A reader for the large file of a batch; the file is opened when its first window is read."""
+        scanned = batch.items[0]
+
+        def open_file() -> int:
+            with Beneath(self.root_fd) as below:
+                return open_scanned(below, scanned)
+
+        return StreamReader(open_file, self.parameters, self.seen, scanned)
+
+    def _read(self, below: Beneath, scanned: Scanned) -> ReadFile:
+        size = scanned.size
+        if size == 0:
+            return ReadFile(scanned, EMPTY_DIGEST, b"", [])
+        fd = open_scanned(below, scanned)
+        try:
+            data = os.read(fd, size)
+            if len(data) < size:  # a short read is rare, and allowed
+                data = _read_rest(fd, data, size)
+            verify_unchanged(fd, scanned)
+        except OSError as error:
+            raise source_fault(scanned.path, error) from error
+        finally:
+            os.close(fd)
+        if len(data) != size:
+            raise changed(scanned.path, "changed its size")
+        if size < self.parameters.small_file_bytes:
+            return ReadFile(scanned, BlobDigest(blake3_256(data)), data, [])
+        chunks = self._cut(memoryview(data))
+        digest = chunks[0].id if len(chunks) == 1 else blake3_256(data)
+        return ReadFile(scanned, BlobDigest(digest), b"", chunks)
+
+    def _cut(self, view: memoryview) -> list[CutChunk]:
+        chunker: FileChunker | None = getattr(self._local, "chunker", None)
+        if chunker is None:
+            chunker = self._local.chunker = FileChunker(self.parameters)
+        chunks: list[CutChunk] = []
+        position = 0
+        for length in chunker.cut(view):
+            chunks.append(_chunk(view[position : position + length], self.seen))
+            position += length
+        return chunks
+
+
+class Window(NamedTuple):
+    """A run of a large file or stream.  ``digest`` (of the whole) is set on the last one."""
+
+    chunks: list[CutChunk]
+    bytes: int
+    """Bytes that were read for it."""
+    digest: BlobDigest | None
+
+
+class StreamReader:
+    """Reads one large file, or a stream of unknown length, window by window.
+
+    Memory: one window and one chunk.
+
+    Args:
+        open_file: opens the source; called on the thread that reads the first window.
+        parameters: how to cut.
+        seen: chunks whose bytes are not wanted any more.
+        scanned: the file as the walk saw it; None for a stream.
+    """
+
+    def __init__(
+        self, open_file: Callable[[], int], parameters: Parameters, seen: Set[bytes], scanned: Scanned | None = None
+    ) -> None:
+        self.scanned = scanned
+        self.size = 0
+        """Bytes read so far."""
+        self._open_file = open_file
+        self._parameters = parameters
+        self._seen = seen
+        self._fd = -1
+        self._cutter = StreamCutter(FileChunker(parameters))
+        self._hasher = Blake3Hasher()
+
+    def read_window(self) -> Window:
+        """Read the next ``WINDOW_BYTES``.
+
+        Raises:
+            SourceChanged: the file is not what the walk saw.
+            InvalidInput: it cannot be read.
+        """
+        path = self.scanned.path if self.scanned else b"standard input"
+        try:
+            if self._fd < 0:
+                self._fd = self._open_file()
+            data = _read_rest(self._fd, b"", WINDOW_BYTES)
+            self.size += len(data)
+            if self.scanned is None:
+                final = len(data) < WINDOW_BYTES
+            else:
+                final = self.size >= self.scanned.size
+                if len(data) < WINDOW_BYTES and not final:
+                    raise changed(path, "was cut short")
+                if final:
+                    verify_unchanged(self._fd, self.scanned)
+        except OSError as error:
+            raise (source_fault(path, error) if self.scanned else local_fault("read", path, error)) from error
+        self._hasher.update(data)
+        chunks = self._cut(data, final)
+        return Window(chunks, len(data), BlobDigest(self._hasher.digest()) if final else None)
+
+    def _cut(self, data: bytes, final: bool) -> list[CutChunk]:
+        # A source below the bound of small files is one chunk, however it is cut by others.
+        if final and 0 < self.size < self._parameters.small_file_bytes:
+            return [_chunk(memoryview(data), self._seen)]
+        return [_chunk(view, self._seen) for view in self._cutter.feed(data, final)]
+
+    def close(self) -> None:
+        """Close the file; harmless when repeated."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def open_scanned(below: Beneath, scanned: Scanned) -> int:
+    """Open a file that the walk saw.
+
+    Raises:
+        SourceChanged: it is another one now.
+        InvalidInput: it cannot be opened.
+    """
+    try:
+        fd = below.open(scanned.path, _READ_FLAGS)
+    except OSError as error:
+        raise source_fault(scanned.path, error) from error
+    try:
+        verify_unchanged(fd, scanned)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def verify_unchanged(fd: int, scanned: Scanned) -> None:
+    """Hold an open file against what the walk saw.
+
+    Raises:
+        SourceChanged: it is another file, or was written to.
+    """
+    info = os.fstat(fd)
+    if stamp_of(info) != scanned.stamp or not stat.S_ISREG(info.st_mode):
+        raise changed(scanned.path, "changed")
+
+
+def scan_file(fd: int, path: bytes) -> Scanned:
+    """A file that was opened by name rather than found by a walk.
+
+    Raises:
+        InvalidInput: it is no regular file.
+    """
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise InvalidInput(
+            f"{os.fsdecode(path)!r} is neither a directory nor a regular file",
+            hint="to push a stream, pipe it in and push '-'",
+        )
+    return Scanned(path, EntryType.FILE, stat.S_IMODE(info.st_mode), info.st_size, b"", stamp_of(info))
+
+
+def _chunk(view: memoryview, seen: Set[bytes]) -> CutChunk:
+    chunk = ChunkId(blake3_256(view))
+    # A copy, so that a chunk that waits for the network does not keep the whole window alive.
+    return CutChunk(chunk, len(view), None if chunk in seen else bytes(view))
+
+
+def _read_rest(fd: int, data: bytes, size: int) -> bytes:
+    """Read on until there are ``size`` bytes, or no more."""
+    pieces = [data]
+    missing = size - len(data)
+    while missing:
+        piece = os.read(fd, missing)
+        if not piece:
+            break
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)

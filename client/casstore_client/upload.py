@@ -1,0 +1,294 @@
+"""Sends what a server lacks: asks which objects are missing, packs those, uploads the packs.
+
+Owns the middle of a push.  Everything here overlaps: while one batch of ids is asked about, the answer to the one before is
+being compressed, and packs before that are on their way.  Bounded by three numbers: the byte budget of plain content, the
+objects that are gathered for one question, and the packs that are in flight.
+
+# ORDER: nothing here depends on anything else here.  A page may arrive before its chunks: the server reports a page as
+present, and commits a tree, only when all that it needs is there.
+
+A pack is kept until the server has acknowledged it, so a broken connection costs one more upload of the same pack, which
+the server recognises by its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+from casstore.formats.pack import ObjectKind, PackEncoder, seal_frame
+from casstore.ids import PackId, PushId
+from casstore.limits import MIB, MISSING_IDS_MAX, PACK_TARGET_BYTES
+from casstore.wire import MEDIA_IDS, MEDIA_JSON, MEDIA_PACK, PackStored, decode_bitmap
+from casstore_client.assemble import NewChunk, SealedPage
+from casstore_client.errors import ProtocolError
+from casstore_client.transport import Transport, decode_answer
+from casstore_client.workers import Budget, Workers
+
+ASK_IDS: Final = 4096
+ASK_BYTES: Final = 8 * MIB
+ASK_PAGES: Final = 256
+ASK_PAGES_BYTES: Final = 4 * MIB
+SEAL_BYTES: Final = 2 * MIB  # plain bytes that one thread compresses at a time
+UPLOADS_MAX: Final = 3
+UPLOAD_TIMEOUT_S: Final = 300.0
+
+Object: TypeAlias = tuple[ObjectKind, bytes, bytes]
+"""Kind, id, plain bytes."""
+
+
+class Sealed(NamedTuple):
+    """A pack that is ready to go."""
+
+    pack: PackId
+    parts: list[bytes]
+    size: int
+    frames: int
+
+
+class PackBuilder:
+    """Compresses objects and gathers them into packs of about ``PACK_TARGET_BYTES``.
+
+    Threads: any number at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._encoder: PackEncoder | None = None
+        self._parts: list[bytes] = []
+        self.objects = 0
+        """How many objects were put in, over all packs."""
+
+    def put(self, objects: Sequence[Object]) -> list[Sealed]:
+        """Compress objects and put them into packs; returns the packs that became full."""
+        squeezed = [
+            (kind, object_id, *seal_frame(kind, object_id, plain), len(plain)) for kind, object_id, plain in objects
+        ]
+        full: list[Sealed] = []
+        with self._lock:
+            self.objects += len(squeezed)
+            for kind, object_id, codec, stored, plain_length in squeezed:
+                encoder = self._encoder
+                if encoder is not None and not encoder.fits(len(stored)):
+                    full.append(self._seal(encoder))
+                    encoder = None
+                if encoder is None:
+                    encoder = self._encoder = PackEncoder(PackId(os.urandom(16)))
+                    self._parts = [encoder.header()]
+                self._parts.append(encoder.add(kind, object_id, codec, stored, plain_length))
+                if encoder.size >= PACK_TARGET_BYTES:
+                    full.append(self._seal(encoder))
+        return full
+
+    def finish(self) -> list[Sealed]:
+        """The last pack, if anything is left for one."""
+        with self._lock:
+            return [self._seal(self._encoder)] if self._encoder is not None else []
+
+    def _seal(self, encoder: PackEncoder) -> Sealed:
+        self._parts.append(encoder.finish())
+        sealed = Sealed(encoder.pack, self._parts, encoder.size, len(encoder.frames))
+        self._encoder, self._parts = None, []
+        return sealed
+
+
+class Sent:
+    """What a push had to send, counted as it goes."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self.chunk_bytes = 0
+        """Plain bytes of the chunks that the server lacked."""
+        self.pages = 0
+        self.packs = 0
+        self.pack_bytes = 0
+
+
+class Uploader:
+    """The sending side of one push.
+
+    Args:
+        transport: the server.
+        push: the push's random id.
+        workers: threads to compress on.
+        budget: from which the offered chunks' bytes were taken; given back once they are not held plain any more.
+        work: runs the tasks that ask and compress.
+        uploads: runs the tasks that upload; outlives ``work``.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        push: PushId,
+        *,
+        workers: Workers,
+        budget: Budget,
+        work: asyncio.TaskGroup,
+        uploads: asyncio.TaskGroup,
+    ) -> None:
+        self.sent = Sent()
+        self.builder = PackBuilder()
+        self._transport = transport
+        self._push = push
+        self._workers = workers
+        self._budget = budget
+        self._work = work
+        self._uploads = uploads
+        self._asked = False
+        self._held_back: list[Sealed] = []
+        self._slots = asyncio.Semaphore(UPLOADS_MAX)
+        self._page_turn = asyncio.Semaphore(2)
+        self._chunks: list[NewChunk] = []
+        self._chunk_bytes = 0
+        self._pages: list[SealedPage] = []
+        self._page_bytes = 0
+
+    async def offer_chunks(self, chunks: Sequence[NewChunk]) -> None:
+        """Take chunks to send if they are missing."""
+        for chunk in chunks:
+            self._chunks.append(chunk)
+            self._chunk_bytes += len(chunk.data)
+            if self._chunk_bytes >= ASK_BYTES or len(self._chunks) >= ASK_IDS:
+                self._ask_chunks()
+
+    async def offer_pages(self, pages: Sequence[SealedPage]) -> None:
+        """Take pages to send if they are missing; waits while too many are held."""
+        for page in pages:
+            self._pages.append(page)
+            self._page_bytes += len(page.data) + len(page.layout)
+            if self._page_bytes >= ASK_PAGES_BYTES or len(self._pages) >= ASK_PAGES:
+                await self._ask_pages()
+
+    async def flush(self) -> None:
+        """Ask about what was gathered and is not enough for a question of its own."""
+        self._ask_chunks()
+        await self._ask_pages()
+
+    async def finish(self, last: Sequence[Object]) -> None:
+        """Send what is left, and ``last`` with it: root or layout.  Only after everything else was packed.
+
+        If nothing at all was missing, ``last`` is held back: see :attr:`held_back`.
+        """
+        nothing_missing = self._asked and self.builder.objects == 0
+        sealed = [*await self._workers.run(self.builder.put, last), *self.builder.finish()]
+        if nothing_missing:
+            self._held_back = sealed
+            return
+        for pack in sealed:
+            await self._start_upload(pack)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the server said that it had everything, so that the last pack may not be needed either."""
+        return bool(self._held_back)
+
+    async def send_held_back(self) -> None:
+        """It is needed: send it, and wait for the answer."""
+        for pack in self._held_back:
+            await self._slots.acquire()
+            await self._upload(pack)
+        self._held_back = []
+
+    async def missing(self, kind: str, ids: Sequence[bytes]) -> list[bool]:
+        """For each id whether the server lacks it.
+
+        Raises:
+            As :meth:`Transport.request`.
+        """
+        self._asked = True
+        flags: list[bool] = []
+        for start in range(0, len(ids), MISSING_IDS_MAX):
+            part = ids[start : start + MISSING_IDS_MAX]
+            reply = await self._transport.request(
+                "POST",
+                f"/v1/pushes/{self._push}/missing",
+                step="missing",
+                media=MEDIA_IDS,
+                params={"kind": kind},
+                body=b"".join(part),
+                body_media=MEDIA_IDS,
+                repeatable=True,
+            )
+            flags += decode_bitmap(reply.body, len(part))
+        return flags
+
+    def _ask_chunks(self) -> None:
+        if self._chunks:
+            chunks, self._chunks, self._chunk_bytes = self._chunks, [], 0
+            self._work.create_task(self._send_chunks(chunks))
+
+    async def _ask_pages(self) -> None:
+        if self._pages:
+            # LIMIT: pages have no budget; at most two batches of them are held beside the one that is gathered.
+            await self._page_turn.acquire()
+            pages, self._pages, self._page_bytes = self._pages, [], 0
+            self._work.create_task(self._send_pages(pages))
+
+    async def _send_chunks(self, chunks: list[NewChunk]) -> None:
+        flags = await self.missing("chunk", [chunk.id for chunk in chunks])
+        present = sum(len(chunk.data) for chunk, flag in zip(chunks, flags, strict=True) if not flag)
+        self._budget.release(present)
+        group: list[NewChunk] = []
+        size = 0
+        for chunk, flag in zip(chunks, flags, strict=True):
+            if flag:
+                group.append(chunk)
+                size += len(chunk.data)
+                self.sent.chunks += 1
+                self.sent.chunk_bytes += len(chunk.data)
+                if size >= SEAL_BYTES:
+                    self._work.create_task(self._pack_chunks(group, size))
+                    group, size = [], 0
+        if group:
+            self._work.create_task(self._pack_chunks(group, size))
+
+    async def _pack_chunks(self, chunks: Sequence[NewChunk], size: int) -> None:
+        await self._pack([(ObjectKind.CHUNK, chunk.id, chunk.data) for chunk in chunks])
+        self._budget.release(size)
+
+    async def _send_pages(self, pages: list[SealedPage]) -> None:
+        try:
+            flags = await self.missing("page", [page.digest for page in pages])
+            objects: list[Object] = []
+            for page, flag in zip(pages, flags, strict=True):
+                if flag:
+                    self.sent.pages += 1
+                    objects.append((ObjectKind.PAGE, page.digest, page.data))
+                    objects.append((ObjectKind.LAYOUT, page.digest, page.layout))
+            if objects:
+                await self._pack(objects)
+        finally:
+            self._page_turn.release()
+
+    async def _pack(self, objects: Sequence[Object]) -> None:
+        for sealed in await self._workers.run(self.builder.put, objects):
+            await self._start_upload(sealed)
+
+    async def _start_upload(self, sealed: Sealed) -> None:
+        """Wait for a free slot, then upload a pack beside what goes on."""
+        await self._slots.acquire()
+        self._uploads.create_task(self._upload(sealed))
+
+    async def _upload(self, sealed: Sealed) -> None:
+        try:
+            reply = await self._transport.request(
+                "POST",
+                f"/v1/pushes/{self._push}/packs",
+                step="packs",
+                media=MEDIA_JSON,
+                params={"pack": str(sealed.pack)},
+                body=sealed.parts,
+                body_media=MEDIA_PACK,
+                repeatable=True,
+                timeout_s=UPLOAD_TIMEOUT_S,
+            )
+            stored = decode_answer(reply, PackStored)
+            if stored.pack != str(sealed.pack) or stored.frames != sealed.frames:
+                raise ProtocolError(f"sent pack {sealed.pack} of {sealed.frames} frames, the server stored {stored}")
+            self.sent.packs += 1
+            self.sent.pack_bytes += sealed.size
+        finally:
+            self._slots.release()
