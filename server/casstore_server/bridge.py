@@ -1,0 +1,231 @@
+"""The bridge between the event loop and the synchronous engine.
+
+Owns the threads: one writer for the index, one for the ledger, a bounded pool of readers, and a pool of workers that
+decompress and hash.  LMDB write transactions belong to a thread, and one writer at a time is all that LMDB allows: so each
+environment has exactly one thread that writes, and nothing else ever does.
+
+Must not know: HTTP, formats, what a submission means.
+
+Invariants:
+
+- The loop never waits for a disk, a lock or a hash.
+- A job that was accepted runs to its end, whether or not someone still waits for it: a flip whose client vanished is a
+  flip that happened.
+- No queue grows without bound: a full one raises :class:`~casstore.errors.Overloaded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, ParamSpec, TypeVar
+
+from casstore.errors import CasstoreError, OutcomeUnknown, Overloaded
+from casstore.limits import GROUP_COMMIT_MAX, READER_QUEUE_MAX, READER_THREADS, WRITER_QUEUE_MAX
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+class Lane:
+    """Threads of one purpose behind one bounded queue.
+
+    Args:
+        name: for thread names, metrics and errors.
+        threads: how many jobs run at once.
+        queue_max: how many more may wait.
+
+    Threads: called from the event loop only.
+    """
+
+    def __init__(self, name: str, *, threads: int, queue_max: int) -> None:
+        self.name = name
+        self._limit = threads + queue_max
+        self._depth = 0
+        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=f"casstore-{name}")
+
+    @property
+    def depth(self) -> int:
+        """Jobs that wait or run."""
+        return self._depth
+
+    @property
+    def executor(self) -> Executor:
+        """The threads themselves, for a job that shares its work among them."""
+        return self._executor
+
+    def demand_room(self) -> None:
+        """Refuse at once what would have to wait too long.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        if self._depth >= self._limit:
+            raise Overloaded(
+                f"{self._depth} requests wait for the {self.name} already: nothing was done, try again",
+                retry_after_s=1,
+            )
+
+    def start(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Hand a job to the lane's threads.
+
+        Raises:
+            Overloaded: the queue is full; the job was not taken.
+        """
+        self.demand_room()
+        self._depth += 1
+        inner: Future[T] = self._executor.submit(call, *args, **kwargs)
+        future = asyncio.wrap_future(inner)
+        future.add_done_callback(self._ended)
+        return future
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``call`` in the lane and wait for what it returns or raises.
+
+        Raises:
+            Overloaded: the queue is full; the job was not taken.
+        """
+        # ORDER: shielded, so that whoever stops waiting does not take the job out of the queue, nor the count down early.
+        return await asyncio.shield(self.start(call, *args, **kwargs))
+
+    def _ended(self, _: object) -> None:
+        self._depth -= 1
+
+    async def close(self) -> None:
+        """Run what was accepted, then end the threads."""
+        await asyncio.to_thread(self._executor.shutdown, wait=True)
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[S, R]):
+    submission: S
+    answer: asyncio.Future[R]
+
+
+class Bridge(Generic[S, R]):
+    """All lanes of one server.
+
+    Args:
+        commit: takes a batch of submissions and answers each with its result or its error; runs in the ledger's thread.
+        worker_threads: threads for pack ingest and proof.
+        worker_queue_max: jobs that may wait for them; admission of uploads keeps it from filling.
+        reader_threads: reads at once.
+        reader_queue_max: reads that may wait.
+        writer_queue_max: jobs that may wait for each writer, and submissions that may wait for a commit.
+        group_commit_max: submissions in one commit.
+
+    Threads: called from the event loop only.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[S]], Sequence[R | CasstoreError]],
+        *,
+        worker_threads: int = 3,
+        worker_queue_max: int = 256,
+        reader_threads: int = READER_THREADS,
+        reader_queue_max: int = READER_QUEUE_MAX,
+        writer_queue_max: int = WRITER_QUEUE_MAX,
+        group_commit_max: int = GROUP_COMMIT_MAX,
+    ) -> None:
+        self._commit = commit
+        self._group_commit_max = group_commit_max
+        self.readers = Lane("readers", threads=reader_threads, queue_max=reader_queue_max)
+        self.workers = Lane("workers", threads=worker_threads, queue_max=worker_queue_max)
+        self.index_writer = Lane("index writer", threads=1, queue_max=writer_queue_max)
+        self.ledger_writer = Lane("ledger writer", threads=1, queue_max=writer_queue_max)
+        self._submissions_max = writer_queue_max
+        self._waiting: deque[_Waiting[S, R]] = deque()
+        self._running: Sequence[_Waiting[S, R]] = ()
+        self.sealed = asyncio.Event()
+
+    async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a read of the store."""
+        return await self._watch(self.readers.run(call, *args, **kwargs))
+
+    async def work(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that costs processor time, such as a megabyte of pack or the proof of a page."""
+        return await self._watch(self.workers.run(call, *args, **kwargs))
+
+    async def write_index(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that writes the index."""
+        return await self._watch(self.index_writer.run(call, *args, **kwargs))
+
+    async def write_ledger(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that writes the ledger beside the log, such as a token."""
+        return await self._watch(self.ledger_writer.run(call, *args, **kwargs))
+
+    async def submit(self, submission: S) -> R:
+        """Commit one submission, together with whatever else waits: one transaction, one fsync, one signature for all.
+
+        An idle ledger commits at once; while a commit runs, the next batch gathers.
+
+        Raises:
+            Overloaded: too many wait; this one was not taken.
+            CasstoreError: what the commit said to this submission.
+
+        Durability: the result is durable, signed and published when this returns.
+        """
+        if len(self._waiting) >= self._submissions_max:
+            raise Overloaded(f"{len(self._waiting)} flips wait already: nothing was done, try again", retry_after_s=1)
+        if not self._running:
+            self.ledger_writer.demand_room()
+        waiting: _Waiting[S, R] = _Waiting(submission, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if not self._running:
+            self._commit_next()
+        return await self._watch(asyncio.shield(waiting.answer))
+
+    @property
+    def depths(self) -> Mapping[str, int]:
+        """Jobs that wait or run, by lane."""
+        lanes = (self.readers, self.workers, self.index_writer, self.ledger_writer)
+        return {lane.name: lane.depth for lane in lanes} | {"submissions": len(self._waiting)}
+
+    async def close(self) -> None:
+        """Run what was accepted, then end all threads.  Nothing may be handed in any more."""
+        while self._running:
+            await asyncio.wait([waiting.answer for waiting in self._running])
+        for lane in (self.readers, self.workers, self.index_writer, self.ledger_writer):
+            await lane.close()
+
+    def _commit_next(self) -> None:
+        # LIMIT: one entry of the log each; a batch of this size stays far below one second.
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._group_commit_max))]
+        self._running = batch
+        try:
+            future = self.ledger_writer.start(self._commit, [waiting.submission for waiting in batch])
+        except Overloaded as error:
+            self._answer(batch, [error] * len(batch))
+            return
+        future.add_done_callback(lambda done: self._committed(batch, done))
+
+    def _committed(self, batch: Sequence[_Waiting[S, R]], done: asyncio.Future[Sequence[R | CasstoreError]]) -> None:
+        error = done.exception()
+        self._answer(batch, [error] * len(batch) if error is not None else done.result())
+
+    def _answer(self, batch: Sequence[_Waiting[S, R]], results: Sequence[R | BaseException]) -> None:
+        for waiting, result in zip(batch, results, strict=True):
+            if waiting.answer.done():
+                continue  # the loop is ending
+            if isinstance(result, BaseException):
+                waiting.answer.set_exception(result)
+            else:
+                waiting.answer.set_result(result)
+        self._running = ()
+        if self._waiting:
+            self._commit_next()
+
+    async def _watch(self, job: asyncio.Future[T] | Coroutine[object, object, T]) -> T:
+        try:
+            return await job
+        except OutcomeUnknown:
+            # CRASH: a commit or an fsync failed, so memory and disk may disagree.  Only opening the store again settles it:
+            # whoever runs the server stops it, and its supervisor starts it again.
+            self.sealed.set()
+            raise

@@ -1,0 +1,49 @@
+"""What every route can reach: the store, the bridge, the settings, the metrics; and what is known about one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from casstore.config import ServerSettings
+from casstore.engine.pointers import Submission
+from casstore.store import Store
+from casstore.wire import Submitted
+from casstore_server.bridge import Bridge
+from casstore_server.descriptors import Descriptors
+from casstore_server.metrics import Metrics
+from casstore_server.settings import Bounds
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """The parts of one running server."""
+
+    store: Store
+    bridge: Bridge[Submission, Submitted]
+    settings: ServerSettings
+    bounds: Bounds
+    metrics: Metrics
+    descriptors: Descriptors
+    log: structlog.typing.FilteringBoundLogger
+    genesis_sha256: str
+    """Of entry 0, in hex: what clients pin."""
+    uploads: int = 0
+    """Packs that are being taken in at this moment."""
+    checking: bool = False
+    """Whether an fsck runs."""
+    ready: bool = True
+    """False while the server drains."""
+
+
+CONTEXT: Final = web.AppKey("casstore.context", Context)
+REQUEST_ID: Final = "casstore.request_id"
+PRINCIPAL: Final = "casstore.principal"
+
+
+def context_of(request: web.Request) -> Context:
+    """The server that the request has reached."""
+    return request.app[CONTEXT]

@@ -1,0 +1,86 @@
+"""What Prometheus sees, on a listener of its own.
+
+Owns the names of the metrics; they are an interface, listed in docs/operations/metrics.md.  Each server has its own registry,
+so that two of them in one process do not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+
+class LogGauge(NamedTuple):
+    """The published head of the log at this moment."""
+
+    size: int
+    checkpoint_age_s: float
+
+
+class _Live(Collector):
+    """Gauges that are read when they are asked for."""
+
+    def __init__(self, depths: Callable[[], Mapping[str, int]], log: Callable[[], LogGauge]) -> None:
+        self._depths = depths
+        self._log = log
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        depth = GaugeMetricFamily("casstore_queue_depth", "Jobs that wait or run, by lane.", labels=["lane"])
+        for lane, jobs in self._depths().items():
+            depth.add_metric([lane.replace(" ", "_")], jobs)
+        yield depth
+        log = self._log()
+        yield GaugeMetricFamily("casstore_log_size", "Entries in the published log.", value=log.size)
+        yield GaugeMetricFamily(
+            "casstore_checkpoint_age_seconds",
+            "Seconds since the published checkpoint was signed.",
+            value=log.checkpoint_age_s,
+        )
+
+
+class Metrics:
+    """The counters of one server.
+
+    Args:
+        depths: queue depths by lane.
+        log: the head of the log.
+    """
+
+    def __init__(self, *, depths: Callable[[], Mapping[str, int]], log: Callable[[], LogGauge]) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "casstore_http_requests",
+            "Requests answered, by method, route and status.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "casstore_http_request_seconds",
+            "Time from the request's head to the end of the answer.",
+            ["method", "route"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.received = Counter("casstore_http_received_bytes", "Bytes of request bodies.", registry=self.registry)
+        self.sent = Counter("casstore_http_sent_bytes", "Bytes of answer bodies.", registry=self.registry)
+        self.pushes = Counter("casstore_pushes", "Pushes committed.", registry=self.registry)
+        self.packs = Counter("casstore_packs_stored", "Packs taken in.", registry=self.registry)
+        self.entries = Counter("casstore_entries", "Entries committed, by type.", ["type"], registry=self.registry)
+        self.registry.register(_Live(depths, log))
+
+    def build_app(self) -> web.Application:
+        """The application of the metrics listener: ``/metrics`` and nothing else."""
+        app = web.Application()
+        app.router.add_get("/metrics", make_aiohttp_handler(self.registry))
+        return app

@@ -1,0 +1,280 @@
+"""One server from start to stop: open the store, listen, drain, close.
+
+Owns the order of both.  Starting: store, threads, listeners, *then* it says where it listens.  Stopping: stop accepting, let
+running requests end (bounded), run what the lanes accepted, close the store, *then* the process ends.
+
+CRASH: nothing here matters for durability.  A kill at any moment leaves what the engine made durable; opening heals the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from aiohttp import web
+
+from casstore.clock import Clock
+from casstore.config import Address, ServerSettings
+from casstore.errors import CasstoreError, ConfigurationError, LogUnavailable, OutcomeUnknown
+from casstore.formats.canonical import decode_b64
+from casstore.formats.checkpoint import open_checkpoint
+from casstore.store import Store
+from casstore_server.app import build_app
+from casstore_server.bridge import Bridge
+from casstore_server.context import Context
+from casstore_server.descriptors import Descriptors
+from casstore_server.logs import ForwardHandler, LineWriter, open_log
+from casstore_server.metrics import LogGauge, Metrics
+from casstore_server.settings import BACKLOG, Bounds
+
+READ_BUFFER_BYTES = (
+    256 * 1024
+)  # of a connection: with the default of 64 KiB an upload wakes the loop four times as often
+_FOREIGN_LOGGERS = ("aiohttp", "asyncio")
+
+
+class Server:
+    """A running server.  Made by :func:`open_server`.
+
+    Attributes:
+        url: where the API listens, such as ``http://127.0.0.1:7433``.
+        metrics_url: where ``/metrics`` is, or None.
+        context: its parts.
+    """
+
+    def __init__(self, context: Context, url: str, metrics_url: str | None) -> None:
+        self.context = context
+        self.url = url
+        self.metrics_url = metrics_url
+
+    @property
+    def sealed(self) -> asyncio.Event:
+        """Set when a commit or fsync failed: then only opening the store again helps, so the server should be stopped."""
+        return self.context.bridge.sealed
+
+
+@contextlib.asynccontextmanager
+async def open_server(
+    directory: Path,
+    settings: ServerSettings,
+    *,
+    bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
+    clock: Clock | None = None,
+    log_to: TextIO | None = None,
+) -> AsyncIterator[Server]:
+    """Open the store and serve it until the block ends.
+
+    Args:
+        directory: the store's directory.
+        settings: where to listen, and how.
+        bounds: how patient to be.
+        clock: for tests.
+        log_to: where log lines go; stderr by default.
+
+    Raises:
+        ConfigurationError: the address cannot be had, or certificate and key cannot be read.
+        CasstoreError: the store does not open (``StoreBusy``, ``StoreTooNew``, ``NotInitialised``…).
+    """
+    settings.check()
+    tls = await asyncio.to_thread(_open_tls, settings)
+    async with contextlib.AsyncExitStack() as stack:
+        log, writer = open_log(log_to or sys.stderr)
+        stack.push_async_callback(asyncio.to_thread, writer.close)
+        stack.enter_context(_foreign_logs(writer))
+        store = await asyncio.to_thread(Store.open, directory, clock=clock)
+        # ORDER: closed last of all that touches it; callbacks run in reverse.
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        limits = settings.limits
+        bridge = Bridge(
+            store.pointers.submit,
+            worker_threads=bounds.worker_threads,
+            reader_threads=limits.reader_threads,
+            reader_queue_max=limits.reader_queue,
+            writer_queue_max=limits.writer_queue,
+            group_commit_max=limits.group_commit,
+        )
+        stack.push_async_callback(bridge.close)
+        descriptors = Descriptors()
+        stack.callback(descriptors.close)
+        metrics = Metrics(depths=lambda: bridge.depths, log=lambda: _read_log_gauge(store))
+        context = Context(
+            store=store,
+            bridge=bridge,
+            settings=settings,
+            bounds=bounds,
+            metrics=metrics,
+            descriptors=descriptors,
+            log=log,
+            genesis_sha256=await asyncio.to_thread(_read_genesis, store),
+        )
+        stack.push_async_callback(_cancel, asyncio.create_task(_refresh_clock(context)))
+        url = await _listen(stack, build_app(context), settings.address, bounds, tls)
+        metrics_url: str | None = None
+        if settings.metrics_address is not None:
+            metrics_url = await _listen(stack, metrics.build_app(), settings.metrics_address, bounds, None)
+        stack.callback(_begin_drain, context)
+        log.info("listening", url=url, metrics=metrics_url, store=str(directory))
+        yield Server(context, url, metrics_url)
+
+
+def _begin_drain(context: Context) -> None:
+    context.ready = False
+    context.log.info("stopping")
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack,
+    app: web.Application,
+    address: Address,
+    bounds: Bounds,
+    tls: ssl.SSLContext | None,
+) -> str:
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        read_bufsize=READ_BUFFER_BYTES,
+        # LIMIT: after an error the middleware lingers itself, bounded in bytes as well as in time.
+        lingering_time=0,
+        shutdown_timeout=bounds.drain_s,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, address.host, address.port, ssl_context=tls, backlog=BACKLOG)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {address}: {error.strerror or error}") from error
+    host, port = runner.addresses[0][:2]
+    return f"{'https' if tls else 'http'}://{Address(host, port)}"
+
+
+def _open_tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls.cert, settings.tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"certificate {settings.tls.cert} and key {settings.tls.key} cannot be used: {error}"
+        ) from error
+    return context
+
+
+async def _refresh_clock(context: Context) -> None:
+    """Have the published checkpoint cosigned with the time, so that readers see that the log is alive."""
+    while True:
+        await asyncio.sleep(context.settings.clock_refresh_s)
+        try:
+            await context.bridge.write_ledger(context.store.refresh_clock)
+        except CasstoreError as error:
+            context.log.error("the checkpoint was not given the time", code=error.code, error=error.detail)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _read_genesis(store: Store) -> str:
+    try:
+        entry = store.log_reader.entry(0).entries[0].entry
+    except LogUnavailable:
+        return ""  # the store is read-only and shows nothing of its log
+    return hashlib.sha256(decode_b64(entry)).hexdigest()
+
+
+def _read_log_gauge(store: Store) -> LogGauge:
+    """Size and age of the published checkpoint; one that carries no time is infinitely old."""
+    log = store.log
+    try:
+        note = log.checkpoint
+    except LogUnavailable:
+        return LogGauge(0, math.inf)
+    opened = open_checkpoint(note, log.verifier, log.origin, [log.clock_verifier])
+    newest_ms = max(opened.cosigned_at_ms.values(), default=None)
+    age_s = math.inf if newest_ms is None else max(0.0, (store.clock.now_ms() - newest_ms) / 1000)
+    return LogGauge(opened.checkpoint.size, age_s)
+
+
+@contextlib.contextmanager
+def _foreign_logs(writer: LineWriter) -> Iterator[None]:
+    """Lines of the libraries become lines of ours while the server runs."""
+    handler = ForwardHandler(writer)
+    for name in _FOREIGN_LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in _FOREIGN_LOGGERS:
+            logging.getLogger(name).removeHandler(handler)
+
+
+async def run_server(directory: Path, settings: ServerSettings, *, port_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; what ``casstore serve`` does.
+
+    Prints ``listening on <url>`` to stderr once requests are answered.
+
+    Args:
+        directory: the store's directory.
+        settings: where to listen, and how.
+        port_file: where to write the URL, for scripts.
+
+    Raises:
+        OutcomeUnknown: a commit failed, so the server stopped itself; start it again, and opening settles what happened.
+        CasstoreError: see :func:`open_server`.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_server(directory, settings) as server:
+        if port_file is not None:
+            await asyncio.to_thread(_write_port_file, port_file, server.url)
+        print(f"listening on {server.url}", file=sys.stderr, flush=True)
+        _notify("READY=1")
+        ends = [asyncio.create_task(event.wait()) for event in (stop, server.sealed)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        _notify("STOPPING=1")
+    if server.sealed.is_set():
+        raise OutcomeUnknown(
+            "a commit or fsync failed, and only opening the store again shows what happened: the server has stopped",
+            hint="look at the disk, then start the server again; it needs no repair step",
+        )
+
+
+def _write_port_file(path: Path, url: str) -> None:
+    # A script that waits for the file must never read half of it.
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(url + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it asked (``sd_notify(3)``)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier,
+        contextlib.suppress(OSError),
+    ):
+        notifier.connect(address)
+        notifier.send(state.encode())

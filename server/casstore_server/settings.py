@@ -1,0 +1,30 @@
+"""How patient a server is: bounds that have nothing to do with what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# LIMIT: thousands of watchers may connect in one instant after a restart; the kernel's default of 128 would drop them.
+BACKLOG: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How patient a server is, and how much it does at once.
+
+    Args:
+        body_timeout_s: longest wait for the next piece of a request body, in seconds.
+        body_rate_min_bytes_s: slowest average rate of a request body, in bytes a second, after ``body_timeout_s``.
+        write_timeout_s: longest wait until a reader takes the next piece of an answer, in seconds.
+        uploads_max: packs that are taken in at once; one holds at most about 4 MiB of memory beside its largest object.
+        worker_threads: threads that decompress and hash packs.
+        drain_s: how long a stop waits for running requests, in seconds.
+    """
+
+    body_timeout_s: float = 30.0
+    body_rate_min_bytes_s: int = 1024
+    write_timeout_s: float = 60.0
+    uploads_max: int = 32
+    worker_threads: int = 3
+    drain_s: float = 10.0
