@@ -11,8 +11,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMON = ["--quiet", "--strip-extras", "--generate-hashes", "--allow-unsafe", "--no-emit-index-url", "--no-emit-find-links",
-          "--no-emit-trusted-host", "--no-annotate", "--no-header", "--resolver=backtracking"]
+COMMON = [
+    "--quiet",
+    "--strip-extras",
+    "--generate-hashes",
+    "--allow-unsafe",
+    "--no-emit-index-url",
+    "--no-emit-find-links",
+    "--no-emit-trusted-host",
+    "--no-annotate",
+    "--no-header",
+    "--resolver=backtracking",
+]
 
 
 def compile_pins(output: str, *arguments: str, source: str = "pyproject.toml") -> None:
