@@ -29,13 +29,12 @@ from casstore.errors import (
     DigestMismatch,
     InvalidInput,
     MalformedDocument,
-    PackNotFound,
     TooLarge,
 )
 from casstore.formats.pack import ObjectKind, PackDecoder, PackSummary, open_frame
 from casstore.ids import PackId
 from casstore.limits import MIB, PACK_SIZE_MAX_BYTES
-from casstore.storage.roles import FrameRow, Location, PackRecord
+from casstore.storage.roles import FrameRow, Location, PackRecord, PackWriter
 from casstore.wire import PackStored
 
 # What a push may bring.  Documents come by a signed intent (POST /v1/snapshots), never in a push's pack.
@@ -117,7 +116,7 @@ class PackIngest:
         self._summary: PackSummary | None = None
         self._dropped = 0
         self._reader = PackReader(pack)
-        self._writer = None if self._in_store() else packs.store.create(pack)
+        self._writer = self._create()
         self.duplicate = self._writer is None and packs.index.pack(pack) is not None
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -224,12 +223,12 @@ class PackIngest:
         if ended is not None:
             ended()
 
-    def _in_store(self) -> bool:
+    def _create(self) -> PackWriter | None:
+        """A writer, or None if the store has a pack of this name."""
         try:
-            self._packs.store.size(self._pack)
-        except PackNotFound:
-            return False
-        return True
+            return self._packs.store.create(self._pack)
+        except Conflict:
+            return None
 
     def _adopt(self) -> PackSummary:
         """Take the pack that lies in the store under this name for the one that was sent."""

@@ -227,8 +227,13 @@ class LogService:
             )
         return None
 
-    def settle(self, first: int, end: int) -> Published:
-        """Sign and publish the entries ``[first, end)``, which were just committed.
+    def settle(self, first: int, end: int, expected: bytes) -> Published:
+        """Sign the entries ``[first, end)``, which were just committed.
+
+        Args:
+            first: size of the log before.
+            end: its size now.
+            expected: the root at ``end`` that was computed from what was meant to be written.
 
         Returns:
             the checkpoint of size ``end``; it is not published yet for readers that look at pointers: the caller does that
@@ -245,6 +250,11 @@ class LogService:
                 root = self._read_back(view, first, end)
         except DamagedObject as error:
             raise self.seal(f"what was committed reads back differently: {error.detail}. Nothing was signed") from error
+        if root != expected:
+            raise self.seal(
+                f"what was committed reads back differently: the root at {end} is {root.hex()}, {expected.hex()} was written. "
+                "Nothing was signed"
+            )
         self._heads_append(end, root)
         return self._sign(end, root)
 

@@ -52,6 +52,7 @@ from casstore.errors import (
     DamagedObject,
     DigestMismatch,
     IdempotencyKeyReused,
+    InvalidInput,
     OutcomeUnknown,
     PointerNotFound,
     PreconditionFailed,
@@ -60,7 +61,7 @@ from casstore.errors import (
 )
 from casstore.formats.acts import AnyArgs, FlipArgs, HoldArgs, MarkArgs, ReleaseArgs, SnapshotArgs
 from casstore.formats.canonical import decode_b64
-from casstore.formats.entry import decode_entry
+from casstore.formats.entry import Entry, decode_entry
 from casstore.formats.intent import intent_id, normalise_envelope
 from casstore.formats.snapshot import decode_snapshot
 from casstore.formats.state import Leaf
@@ -145,7 +146,7 @@ class PointerService:
             if size == 0:
                 return
             rows = view.scan(Table.STATE, limit=POINTERS_MAX + 2)
-            last = decode_entry(read_entry(view, size - 1))
+            last = self._last_entry(view, size - 1)
             policies = view.scan(Table.POLICIES, reverse=True, limit=1)
             if not policies:
                 raise DamagedObject("the ledger names no policy", object="policy", where="ledger, table policies")
@@ -159,6 +160,17 @@ class PointerService:
                 object="state",
                 where="ledger, table state",
             )
+
+    def _last_entry(self, view: LedgerView, index: int) -> Entry:
+        try:
+            return decode_entry(read_entry(view, index))
+        except InvalidInput as error:
+            raise DamagedObject(
+                f"log entry {index} cannot be read: {error.detail}",
+                object=f"log entry {index}",
+                where="ledger, table entries",
+                hint="check the store, and restore the ledger from a backup",
+            ) from error
 
     def _open_view(self) -> PublishedView:
         with self._ledger.read() as view:
@@ -211,11 +223,7 @@ class PointerService:
             raise
         if frontier.size > first:
             self._log.last_ts = self._machine.last_ts
-            published = self._log.settle(first, frontier.size)
-            if published.root != frontier.root:
-                raise self._log.seal(
-                    f"the root at {frontier.size} is not the one that was computed: nothing was published"
-                )
+            published = self._log.settle(first, frontier.size, frontier.root)
             self._frontier = frontier
             self._view.advance(published, work.leaves, work.records)
         return self._answer(outcomes)

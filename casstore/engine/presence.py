@@ -105,9 +105,11 @@ class Presence:
             self._complete.clear()
 
     def _look(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool) -> list[bool]:
+        # A page's digest and a blob's both name a layout: what is remembered of the one says nothing of the other.
+        mark = b"p" if paged else b"b"
         with self._lock:
             epoch = self._epoch
-            known = [digest in self._complete for digest in digests]
+            known = [mark + digest in self._complete for digest in digests]
         asked = [digest for digest, complete in zip(digests, known, strict=True) if not complete]
         answers = self._batches(asked, gaps, paged=paged)
         result = [complete or next(answers) for complete in known]
@@ -116,8 +118,8 @@ class Presence:
             if epoch == self._epoch:
                 for digest, complete in zip(digests, result, strict=True):
                     if complete:
-                        self._complete[bytes(digest)] = None
-                        self._complete.move_to_end(digest)
+                        self._complete[mark + digest] = None
+                        self._complete.move_to_end(mark + digest)
                 while len(self._complete) > _REMEMBERED_MAX:
                     self._complete.popitem(last=False)
         return result
@@ -125,7 +127,7 @@ class Presence:
     def _batches(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool) -> Iterator[bool]:
         index = self._packs.index
         laid_out = index.has(ObjectKind.LAYOUT, digests)
-        # A page's digest and a blob's both name a layout; the page object beside it tells which it is.
+        # The page object beside a layout tells which it is.
         is_page = index.has(ObjectKind.PAGE, digests)
         there = [layout and page == paged for layout, page in zip(laid_out, is_page, strict=True)]
         for start in range(0, len(digests), _BATCH):

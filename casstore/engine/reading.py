@@ -177,7 +177,7 @@ class PointerReader:
             if proof:
                 assert sight.published is not None
                 named = [flip.row.flip for flip in (moment.flip, moment.next) if flip is not None]
-                state: list[StateProof] = sight.proofs if moment.next is None else []
+                state: list[StateProof] = sight.proofs if moment.next is None else sight.proofs[-1:]
                 bundle = Prover(view, sight.published).bundle(state, named)
             return _was_live(view, name, asked, moment, bundle)
 

@@ -59,7 +59,7 @@ def resolve_target(
         NoRollbackTarget: nothing qualifies, or the pointer named nothing there.
         NotPermitted: the policy has no rule for the pointer.
     """
-    given = [name for name in RollbackTo.__struct_fields__ if getattr(to, name) not in (None, False)]
+    given = [name for name in RollbackTo.__struct_fields__ if _is_given(getattr(to, name))]
     if len(given) != 1:
         raise InvalidInput(f"a rollback has one target, this has {len(given)}: {', '.join(given) or 'none'}")
     if to.previous:
@@ -71,6 +71,10 @@ def resolve_target(
     if found is None or found.row.to is None:
         raise NoRollbackTarget(f"{leaf.pointer} named no snapshot there", skipped=[])
     return Resolved(SnapshotDigest.parse(found.row.to), found.row.flip, ())
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # not "in (None, False)": flip 0 equals False
 
 
 def _find(view: LedgerView, leaf: PointerLeaf, to: RollbackTo) -> Flip | None:

@@ -19,13 +19,13 @@ from casstore.engine.log import LogService, Published
 from casstore.engine.records import PointerRecord
 from casstore.errors import PointerNotFound
 from casstore.formats.canonical import encode_b64
-from casstore.formats.state import Leaf, PointerLeaf, PolicyLeaf, State, pointer_key
+from casstore.formats.state import POLICY_KEY, Leaf, PointerLeaf, PolicyLeaf, State, pointer_key
 from casstore.ids import PointerName
 from casstore.wire import StateProof
 
 
 class Sight(NamedTuple):
-    """Pointers and, where they were asked for, the checkpoint and the state proofs that belong to them."""
+    """Pointers and, where they were asked for, the checkpoint and the state proofs: of each pointer, last of the policy."""
 
     published: Published | None
     records: list[tuple[PointerName, PointerRecord]]
@@ -94,7 +94,9 @@ class PublishedView:
             records = [(name, self._records[name]) for name in names if name in self._records]
             if not prove:
                 return Sight(None, records, [])
-            return Sight(self._log.published(), records, [self._prove(pointer_key(name)) for name, _ in records])
+            # TRUST: which policy is in force travels with every proof, so nobody can hide the newest one from a reader.
+            keys = [*(pointer_key(name) for name, _ in records), POLICY_KEY]
+            return Sight(self._log.published(), records, [self._prove(key) for key in keys])
 
     def one(self, name: PointerName, *, prove: bool = False) -> tuple[PointerRecord, Sight]:
         """One pointer.

@@ -14,7 +14,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, wait
-from functools import wraps
+from functools import update_wrapper
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from casstore_client.client import AsyncClient
@@ -29,10 +29,10 @@ def _waits(
 ) -> Callable[Concatenate[Client, _P], _T]:
     """A method that waits for that of ``AsyncClient``."""
 
-    @wraps(method)
-    def waiting(self: Client, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def waiting(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return self._call(method(self._client, *args, **kwargs))
 
+    update_wrapper(waiting, method)
     return waiting
 
 
@@ -41,10 +41,10 @@ def _iterates(
 ) -> Callable[Concatenate[Client, _P], Iterator[_T]]:
     """A method that gives an ordinary iterator where that of ``AsyncClient`` gives an asynchronous one."""
 
-    @wraps(method)
-    def iterating(self: Client, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+    def iterating(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
         return self._iterate(method(self._client, *args, **kwargs))
 
+    update_wrapper(iterating, method)
     return iterating
 
 
@@ -140,16 +140,14 @@ class Client:
 
     def _iterate(self, items: AsyncGenerator[_T, None]) -> Iterator[_T]:
         try:
-            while True:
-                try:
-                    item = self._call(_next(items))
-                except StopAsyncIteration:
-                    return
-                yield item
+            while (entry := self._call(_next(items))) is not None:
+                yield entry[0]
         finally:
             if self._thread.is_alive():
                 self._call(items.aclose())
 
 
-async def _next(items: AsyncGenerator[_T, None]) -> _T:
-    return await anext(items)
+async def _next(items: AsyncGenerator[_T, None]) -> tuple[_T] | None:
+    async for item in items:
+        return (item,)
+    return None

@@ -7,7 +7,7 @@ Source: docs/formats/wire.md
 
 from __future__ import annotations
 
-from casstore.errors import InvalidInput, VerificationError
+from casstore.errors import InvalidInput, InvalidName, VerificationError
 from casstore.formats.acts import FlipArgs
 from casstore.ids import PointerName, SnapshotDigest
 from casstore.wire import Pointer, Submitted, WasLive, format_time, parse_time
@@ -20,17 +20,19 @@ def check_pointer(answer: Pointer, facts: Facts) -> None:
     Raises:
         VerificationError: the state, or the flip's entry, says otherwise.
     """
-    name = PointerName.parse(answer.pointer)
+    name = _name(answer.pointer)
     leaf = facts.pointer(name)
     snapshot = None if leaf.snapshot is None else str(leaf.snapshot)
     _same(f"the snapshot of {name}", answer.snapshot, snapshot)
     _same(f"the flip of {name}", answer.flip, leaf.flip)
     _same(f"the number of flips of {name}", answer.seq, leaf.seq)
-    if answer.hold is not None and leaf.held is None:
-        raise VerificationError(f"the answer says that {name} is held, the log does not")
+    if answer.hold is not None:
+        # The other way round is no lie: a hold that has run out is not shown, and its leaf stays.
+        held = None if leaf.held is None else leaf.held.idx
+        _same(f"the hold of {name}", answer.hold.entry, held)
     proven, flipped = facts.flip_of(leaf.flip, name)
     _same(f"the target of f{leaf.flip}", None if flipped.to is None else str(flipped.to), snapshot)
-    _check_story(answer.kind, answer.reason, answer.since, proven)
+    _check_story((answer.kind, answer.reason, answer.since, answer.by), proven, facts)
 
 
 def check_submitted(answer: Submitted, facts: Facts, payload: bytes) -> None:
@@ -55,48 +57,61 @@ def check_was_live(answer: WasLive, facts: Facts) -> None:
     Raises:
         VerificationError: the entries do not show it.
     """
-    name = PointerName.parse(answer.pointer)
+    name = _name(answer.pointer)
     found = None
     if answer.flip is not None:
         found, flipped = facts.flip_of(answer.flip.flip, name)
-        _same(f"the target of f{found.index}", answer.snapshot, None if flipped.to is None else str(flipped.to))
+        _same(f"the target of f{found.idx}", answer.snapshot, None if flipped.to is None else str(flipped.to))
         _same("the beginning", answer.valid_from, format_time(found.entry.ts))
-        _check_story(answer.flip.kind, answer.flip.reason, answer.flip.at, found)
+        told = (answer.flip.kind, answer.flip.reason, answer.flip.at, answer.flip.by)
+        _check_story(told, found, facts)
         if _moment(answer.asked, found) < 0:
-            raise VerificationError(f"f{found.index} came after {answer.asked}", index=found.index)
+            raise VerificationError(f"f{found.idx} came after {answer.asked}", index=found.idx)
     elif answer.snapshot is not None:
         raise VerificationError("the answer names a snapshot and no flip that led to it")
     _check_end(answer, facts, name, found)
 
 
 def _check_end(answer: WasLive, facts: Facts, name: PointerName, found: ProvenEntry | None) -> None:
-    behind = [proven for proven in facts.entries.values() if found is None or proven.index != found.index]
+    behind = [proven for proven in facts.entries.values() if found is None or proven.idx != found.idx]
     if answer.valid_until is None and found is not None:
-        _same(f"the flip of {name}", facts.pointer(name).flip, found.index)
+        _same(f"the flip of {name}", facts.pointer(name).flip, found.idx)
         return
     if len(behind) != 1:
         raise VerificationError("the answer does not carry the flip that ended what was live")
-    ended, flipped = facts.flip_of(behind[0].index, name)
-    _same(f"what f{ended.index} replaced", flipped.expect, None if found is None else found.index)
+    ended, flipped = facts.flip_of(behind[0].idx, name)
+    _same(f"what f{ended.idx} replaced", flipped.expect, None if found is None else found.idx)
     if found is not None:
         _same("the end", answer.valid_until, format_time(ended.entry.ts))
     if _moment(answer.asked, ended) >= 0:
-        raise VerificationError(f"f{ended.index} had come before {answer.asked}", index=ended.index)
+        raise VerificationError(f"f{ended.idx} had come before {answer.asked}", index=ended.idx)
 
 
 def _moment(asked: str, proven: ProvenEntry) -> int:
     """Where the asked moment lies from an entry: below 0 before it, else at it or behind it."""
     if asked.startswith("f"):
-        return int(asked[1:]) - proven.index
+        return int(asked[1:]) - proven.idx
     return parse_time(asked) - proven.entry.ts
 
 
-def _check_story(kind: str, reason: str, at: str, proven: ProvenEntry) -> None:
+def _check_story(told: tuple[str, str, str, str], proven: ProvenEntry, facts: Facts) -> None:
+    """Hold kind, reason, time and author of a flip against its entry."""
+    kind, reason, at, by = told
     intent, args = proven.entry.intent()
-    assert isinstance(args, FlipArgs)
-    _same("the kind", kind, args.kind)
-    _same("the reason", reason, intent.why)
-    _same("the time", at, format_time(proven.entry.ts))
+    if not isinstance(args, FlipArgs):
+        raise VerificationError(f"entry {proven.idx} is not a flip", index=proven.idx)
+    _same(f"the kind of f{proven.idx}", kind, args.kind)
+    _same(f"the reason of f{proven.idx}", reason, intent.why)
+    _same(f"the time of f{proven.idx}", at, format_time(proven.entry.ts))
+    if proven.idx in facts.principals:
+        _same(f"the author of f{proven.idx}", by, ", ".join(facts.principals[proven.idx]))
+
+
+def _name(text: str) -> PointerName:
+    try:
+        return PointerName.parse(text)
+    except InvalidName as error:
+        raise VerificationError(f"the server speaks of a pointer that cannot be: {error.detail}") from error
 
 
 def _same(what: str, said: object, proven: object) -> None:

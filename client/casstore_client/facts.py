@@ -7,10 +7,11 @@ Source: docs/formats/wire.md, docs/formats/state.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
-from casstore.errors import MalformedDocument, VerificationError
+from casstore.errors import InvalidInput, MalformedDocument, Unsupported, VerificationError
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import Checkpoint
 from casstore.formats.entry import Entry, Flipped, decode_entry, flips_of
@@ -23,7 +24,7 @@ from casstore.wire import EntryProof, ProofBundle, StateProof
 class ProvenEntry(NamedTuple):
     """An entry whose place in the log is proven."""
 
-    index: int
+    idx: int
     data: bytes
     entry: Entry
 
@@ -35,6 +36,8 @@ class Facts(NamedTuple):
     head: ProvenEntry
     entries: dict[int, ProvenEntry]
     leaves: dict[str, Leaf]
+    principals: Mapping[int, Sequence[str]] = MappingProxyType({})
+    """Whose signatures (or token) each entry carries, where the envelopes were judged; sorted."""
 
     def pointer(self, name: PointerName) -> PointerLeaf:
         """The state of a pointer.
@@ -67,7 +70,11 @@ class Facts(NamedTuple):
         proven = self.entries.get(index)
         if proven is None or proven.entry.type != "flip":
             raise VerificationError(f"the answer carries no proof of the flip f{index}", index=index)
-        for flipped in flips_of(proven.entry):
+        try:
+            flips = flips_of(proven.entry)
+        except (InvalidInput, Unsupported) as error:
+            raise VerificationError(f"entry {index} is a flip that cannot be read: {error.detail}", index=index) from error
+        for flipped in flips:
             if flipped.pointer == name:
                 return proven, flipped
         raise VerificationError(f"entry {index} is not a flip of {name}", index=index)
@@ -83,8 +90,10 @@ def check_entry(proof: EntryProof, checkpoint: Checkpoint) -> ProvenEntry:
     verify_inclusion(leaf_hash(data), proof.index, checkpoint.size, _hashes(proof.proof), checkpoint.root)
     try:
         entry = decode_entry(data)
-    except MalformedDocument as error:
-        raise VerificationError(f"entry {proof.index} is in the log and is no entry: {error.detail}", index=proof.index) from error
+    except InvalidInput as error:
+        raise VerificationError(
+            f"entry {proof.index} is in the log and is no entry: {error.detail}", index=proof.index
+        ) from error
     if entry.idx != proof.index or entry.log != checkpoint.origin:
         raise VerificationError(f"entry {proof.index} says it is entry {entry.idx} of {entry.log}", index=proof.index)
     return ProvenEntry(proof.index, data, entry)
@@ -101,14 +110,18 @@ def check_bundle(bundle: ProofBundle, checkpoint: Checkpoint) -> Facts:
     head = check_entry(bundle.head, checkpoint)
     entries = {proof.index: check_entry(proof, checkpoint) for proof in bundle.entries}
     leaves = [_check_leaf(proof, head) for proof in bundle.state]
+    for leaf in leaves:
+        last = leaf.flip if isinstance(leaf, PointerLeaf) else leaf.idx
+        if last >= checkpoint.size:
+            raise VerificationError(f"the state says that {leaf.key} was changed by entry {last}, which is not there yet")
     return Facts(checkpoint, head, entries, {leaf.key: leaf for leaf in leaves})
 
 
 def _check_leaf(proof: StateProof, head: ProvenEntry) -> Leaf:
     try:
         return verify_leaf(LeafProof(proof.index, proof.n, _bytes(proof.leaf), _hashes(proof.proof)), head.entry.state)
-    except MalformedDocument as error:
-        raise VerificationError(f"a leaf of the state is none: {error.detail}", index=head.index) from error
+    except InvalidInput as error:
+        raise VerificationError(f"a leaf of the state is none: {error.detail}", index=head.idx) from error
 
 
 def _hashes(texts: Sequence[str]) -> list[bytes]:

@@ -10,7 +10,7 @@ without a name and are decoded again when they are used.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence, Set
 from contextlib import aclosing
 from typing import IO, Final, NamedTuple, Self
 
@@ -149,7 +149,7 @@ async def fetch_all(transport: Transport, digest: TreeDigest, verifier: TreeVeri
         wanted = [ref.digest for ref in verifier.pages[taken : taken + PAGES_REQUEST_MAX]]
         async with aclosing(stream_records(transport, digest, wanted)) as stream:
             async for records in stream:
-                await workers.run(take, records)
+                await workers.run_light(take, records)
 
     try:
         while taken < len(verifier.pages):
@@ -158,7 +158,7 @@ async def fetch_all(transport: Transport, digest: TreeDigest, verifier: TreeVeri
             await transport.repeat(rest, True)
             if taken == before:
                 raise ProtocolError(f"the server sent none of the pages of {digest} that were asked for")
-        await workers.run(verifier.finish)
+        await workers.run_light(verifier.finish)
     except BaseException:
         store.close()
         raise
@@ -193,9 +193,9 @@ async def fetch_some(transport: Transport, digest: TreeDigest, refs: Sequence[Pa
 
 
 async def relocate_chunks(
-    transport: Transport, digest: TreeDigest, pages: Sequence[PageDigest]
+    transport: Transport, digest: TreeDigest, refs: Sequence[PageRef], pages: Set[PageDigest]
 ) -> Mapping[bytes, ChunkAt]:
-    """Ask once more where the chunks of some pages lie.
+    """Ask once more where the chunks of some pages lie; ``refs`` are all pages of the tree.
 
     Raises:
         As :func:`fetch_some`.

@@ -20,7 +20,7 @@ from casstore.errors import MalformedDocument
 from casstore.formats.layout import Extent
 from casstore.formats.tree import EntryType, TreeEntry
 from casstore.ids import BlobDigest
-from casstore.limits import MIB
+from casstore.limits import KIB, MIB
 from casstore_client.fetch import Fetcher
 from casstore_client.pages import Page
 from casstore_client.progress_events import ProgressMeter
@@ -33,6 +33,7 @@ LARGE_FILE_BYTES: Final = 8 * MIB
 RUN_BYTES: Final = 64 * MIB  # of a large file that is one chunk over and over, written at a time
 BATCH_FILES: Final = 128
 BATCH_BYTES: Final = 2 * MIB
+LIGHT_FILE_BYTES: Final = 128 * KIB
 
 
 class _Run(NamedTuple):
@@ -89,7 +90,7 @@ class Restorer:
                 links.append(entry)
         if links:
             assert self._writer is not None, "links need a writer"
-            self._tasks.create_task(self._workers.run(self._writer.make_links, links))
+            self._tasks.create_task(self._workers.run_light(self._writer.make_links, links))
 
     async def add_file(self, job: FileJob, extents: Sequence[Extent], page: Page) -> None:
         """Take a file, whose extents lie in the layout of ``page``; waits while too much is under way."""
@@ -160,8 +161,10 @@ class Restorer:
     async def _write_batch(self, jobs: Sequence[FileJob]) -> None:
         assert self._writer is not None, "batches need a writer"
         await _arrivals(part for job in jobs for part in job.parts)
-        await self._workers.run(self._writer.write_files, jobs)
-        self._meter.add(len(jobs), sum(job.size for job in jobs))
+        size = sum(job.size for job in jobs)
+        run = self._workers.run_light if size < len(jobs) * LIGHT_FILE_BYTES else self._workers.run
+        await run(self._writer.write_files, jobs)
+        self._meter.add(len(jobs), size)
 
     async def _write_run(self, run: _Run, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -102,19 +102,19 @@ class _Pull:
                 with store:
                     self._meter.total_files = store.files
                     self._meter.enter(Phase.PULL)
-                    root_fd = await workers.run(destination.make_directory)
+                    root_fd = await workers.run_light(destination.make_directory)
                     writer = TreeWriter(root_fd)
-                    await workers.run(writer.make_directories, store.directories)
+                    await workers.run_light(writer.make_directories, store.directories)
                     async with asyncio.TaskGroup() as tasks:
                         fetcher = Fetcher(
                             self._transport, workers, tasks, partial(relocate_chunks, self._transport, digest)
                         )
                         restorer = Restorer(fetcher, writer, workers=workers, tasks=tasks, meter=self._meter)
                         pages = iter(store)
-                        while (page := await workers.run(next, pages, None)) is not None:
+                        while (page := await workers.run_light(next, pages, None)) is not None:
                             await restorer.add_page(page)
                         await restorer.finish()
-                    await workers.run(writer.set_directory_modes, store.directories)
+                    await workers.run_light(writer.set_directory_modes, store.directories)
                 await self._publish(destination, workers)
         except BaseExceptionGroup as group:
             raise first_fault(group) from None
@@ -163,9 +163,7 @@ class _Pull:
         return received, time.monotonic() - self._began_s, dict(stats.requests - self._requests_before)
 
 
-async def relocate_blob(
-    transport: Transport, digest: BlobDigest, pages: Sequence[PageDigest]
-) -> Mapping[bytes, ChunkAt]:
+async def relocate_blob(transport: Transport, digest: BlobDigest, pages: Set[PageDigest]) -> Mapping[bytes, ChunkAt]:
     """Ask once more where the chunks of a blob lie."""
     page = await fetch_blob_page(transport, digest)
     return {chunk: at for (chunk, _), at in zip(page.layout.chunks, page.chunks, strict=True)}

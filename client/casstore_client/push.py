@@ -173,7 +173,7 @@ class _Push:
                         work.create_task(self._check_parameters())
                         work.create_task(line.run())
                         await self._assemble(line, assembler, uploader, workers)
-                        out, root, digest = await workers.run(assembler.finish)
+                        out, root, digest = await workers.run_light(assembler.finish)
                         await self._offer(out, uploader)
                         await uploader.flush()
                     await uploader.finish([(ObjectKind.ROOT, bytes(digest), root)])
@@ -191,10 +191,10 @@ class _Push:
     ) -> None:
         async for batch, result in line:
             if isinstance(result, Window):
-                out = await workers.run(assembler.add_window, batch.items[0], result)
+                out = await workers.run_light(assembler.add_window, batch.items[0], result)
                 self._meter.add(1 if result.digest is not None else 0, result.bytes)
             else:
-                out = await workers.run(assembler.add_batch, result)
+                out = await workers.run_light(assembler.add_batch, result)
                 self._meter.add(batch.files, batch.bytes)
             await self._offer(out, uploader)
 

@@ -56,7 +56,7 @@ class ReadingLine:
         Raises:
             SourceChanged, InvalidInput: as walking and reading do.
         """
-        while (batch := await self._workers.run(next, self._batches, None)) is not None:
+        while (batch := await self._workers.run_light(next, self._batches, None)) is not None:
             if batch.is_large:
                 await self._read_large(batch)
             else:
@@ -76,7 +76,8 @@ class ReadingLine:
             stream.close()
 
     async def _read_batch(self, batch: Batch) -> Result:
-        return await self._workers.run(self._reader.read_batch, batch)
+        run = self._workers.run_light if batch.is_light else self._workers.run
+        return await run(self._reader.read_batch, batch)
 
     async def _read_large(self, batch: Batch) -> None:
         stream = self._reader.open_large(batch)

@@ -20,7 +20,7 @@ from casstore.errors import InvalidInput
 from casstore.formats.tree import EMPTY_DIGEST, EntryType
 from casstore.hashing import Blake3Hasher, blake3_256
 from casstore.ids import BlobDigest, ChunkId
-from casstore.limits import MIB
+from casstore.limits import KIB, MIB
 from casstore_client.beneath import Beneath
 from casstore_client.errors import local_fault
 from casstore_client.scan import Scanned, changed, source_fault, stamp_of
@@ -29,6 +29,7 @@ BATCH_FILES: Final = 256
 BATCH_BYTES: Final = 4 * MIB
 LARGE_FILE_BYTES: Final = 4 * MIB  # larger files are read window by window
 WINDOW_BYTES: Final = 4 * MIB
+LIGHT_FILE_BYTES: Final = 64 * KIB
 
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK  # a pipe put in a file's place must not block us
 
@@ -65,6 +66,11 @@ class Batch(NamedTuple):
     def is_large(self) -> bool:
         """Whether this is one large file, to be read by a :class:`StreamReader`."""
         return self.bytes > LARGE_FILE_BYTES and len(self.items) == 1
+
+    @property
+    def is_light(self) -> bool:
+        """Whether opening and closing these files is most of the work."""
+        return self.bytes < self.files * LIGHT_FILE_BYTES
 
 
 def gather_batches(walk: Iterable[Scanned]) -> Generator[Batch, None, None]:

@@ -1,7 +1,12 @@
 """Threads for the work that is worth one: reading, hashing, compressing, writing.
 
-Owns how the event loop hands work to threads and how it is sure that they are done.  Hashing, compressing and system calls
-release the interpreter's lock, so a few threads fill the cores; the loop itself only decides what is next.
+Owns how the event loop hands work to threads and how it is sure that they are done.  There are two kinds of work:
+
+* *heavy*: hashing, compressing, reading and writing of many kilobytes at a time.  It holds the interpreter's lock for a few
+  microseconds in each millisecond, so a few threads fill the cores.
+* *light*: a few microseconds of Python and a few short system calls for each file, and that for thousands of files.  Two
+  threads that do so hand the lock back and forth at every call and take two to three times as long as one.  So there is one
+  thread for light work, beside the others.
 
 Invariant: when a :class:`Workers` block ends, however it ends, no function that it was given is still running.  So whoever
 opened a descriptor around the block may close it, and whoever made a temporary directory may remove it.
@@ -13,35 +18,43 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, ParamSpec, Self, TypeVar
+from typing import Final, Self, TypeVar, TypeVarTuple, Unpack
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 THREADS_MAX: Final = 8
 
 
 def default_threads() -> int:
-    """One a core and one more, which waits for the disk; at least 3, at most ``THREADS_MAX``."""
-    return max(3, min(THREADS_MAX, (os.cpu_count() or 2) + 1))
+    """One a core for heavy work; at least 2, at most ``THREADS_MAX``."""
+    return max(2, min(THREADS_MAX, os.cpu_count() or 2))
 
 
 class Workers:
     """A pool of threads for one operation, as an asynchronous context manager."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="casstore")
+        self._heavy = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="casstore-heavy")
+        self._light = ThreadPoolExecutor(1, thread_name_prefix="casstore-light")
         self._loop = asyncio.get_running_loop()
 
-    async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call ``function`` on a thread; takes positional arguments only."""
-        assert not kwargs, "positional arguments only"
-        return await self._loop.run_in_executor(self._pool, function, *args)
+    async def run(self, function: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+        """Do heavy work: call ``function`` on one of several threads."""
+        return await self._loop.run_in_executor(self._heavy, function, *args)
+
+    async def run_light(self, function: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+        """Do light work: call ``function`` on the one thread for it, after what was given to it before."""
+        return await self._loop.run_in_executor(self._light, function, *args)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await finish_cleanup(asyncio.to_thread(self._pool.shutdown, True, cancel_futures=True))
+        await finish_cleanup(asyncio.to_thread(self._shut_down))
+
+    def _shut_down(self) -> None:
+        for pool in (self._light, self._heavy):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 async def finish_cleanup(cleanup: Awaitable[None]) -> None:

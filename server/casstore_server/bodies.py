@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 PIECE_BYTES: Final = MIB  # what is handed to a worker at once: fewer hops between threads
 LINGER_BYTES: Final = MIB
-LINGER_S: Final = 1.0
 
 
 class ClientGone(Exception):
@@ -146,7 +145,7 @@ async def linger(request: web.Request) -> None:
     """
     drained = 0
     try:
-        async with asyncio.timeout(LINGER_S):
+        async with asyncio.timeout(context_of(request).bounds.linger_s):
             while drained < LINGER_BYTES and (piece := await request.content.readany()):
                 drained += len(piece)
     except (TimeoutError, ClientPayloadError, web.RequestPayloadError, ConnectionError):

@@ -126,6 +126,7 @@ def _write_private(path: Path, text: str) -> None:
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the URL there once requests are answered.")
 @speaking
 def serve(
+    *,
     directory: Path | None,
     settings_file: Path | None,
     listen: str | None,

@@ -40,8 +40,8 @@ class Context:
 
 
 CONTEXT: Final = web.AppKey("casstore.context", Context)
-REQUEST_ID: Final = "casstore.request_id"
-PRINCIPAL: Final = "casstore.principal"
+REQUEST_ID: Final = web.RequestKey("casstore.request_id", str)
+PRINCIPAL: Final = web.RequestKey("casstore.principal", str)
 
 
 def context_of(request: web.Request) -> Context:

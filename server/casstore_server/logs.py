@@ -14,6 +14,7 @@ import threading
 from typing import Final, TextIO
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 LINES_WAITING_MAX: Final = 10_000
 
@@ -94,5 +95,9 @@ class ForwardHandler(logging.Handler):
         self.setFormatter(logging.Formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = {"event": self.format(record), "logger": record.name, "level": record.levelname.lower()}
-        self._writer.msg(json.dumps(line))
+        level, event = record.levelname.lower(), self.format(record)
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            # Port scanners send this all day; it is not our error and needs no traceback.
+            level, event = "info", f"not a request: {error.message[:200]!r}"
+        self._writer.msg(json.dumps({"event": event, "logger": record.name, "level": level}))

@@ -27,7 +27,7 @@ from casstore_server.responses import abort
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-STARTED: Final = "casstore.started"
+STARTED: Final = web.RequestKey("casstore.started", bool)
 STATUS_CUT: Final = 499
 """What logs and metrics show for a request whose connection was cut or lost before its answer was whole."""
 

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -41,6 +42,8 @@ from casstore_server.settings import BACKLOG, Bounds
 READ_BUFFER_BYTES = (
     256 * 1024
 )  # of a connection: with the default of 64 KiB an upload wakes the loop four times as often
+KEEPALIVE_S = 75.0  # longer than the 60 s of common proxies, so that the proxy is the one who closes
+DESCRIPTORS_WANTED = 65_536
 _FOREIGN_LOGGERS = ("aiohttp", "asyncio")
 
 
@@ -145,6 +148,7 @@ async def _listen(
         access_log=None,
         auto_decompress=False,
         read_bufsize=READ_BUFFER_BYTES,
+        keepalive_timeout=KEEPALIVE_S,
         # LIMIT: after an error the middleware lingers itself, bounded in bytes as well as in time.
         lingering_time=0,
         shutdown_timeout=bounds.drain_s,
@@ -237,6 +241,7 @@ async def run_server(directory: Path, settings: ServerSettings, *, port_file: Pa
         OutcomeUnknown: a commit failed, so the server stopped itself; start it again, and opening settles what happened.
         CasstoreError: see :func:`open_server`.
     """
+    _raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -256,6 +261,15 @@ async def run_server(directory: Path, settings: ServerSettings, *, port_file: Pa
             "a commit or fsync failed, and only opening the store again shows what happened: the server has stopped",
             hint="look at the disk, then start the server again; it needs no repair step",
         )
+
+
+def _raise_descriptor_limit() -> None:
+    """As many connections as the machine allows, instead of the 1024 that shells hand out."""
+    # KNOWN HOLE: a connection that sends no request is held until its peer closes it; only this limit bounds their number.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _write_port_file(path: Path, url: str) -> None:

@@ -16,6 +16,7 @@ class Bounds:
     Args:
         body_timeout_s: longest wait for the next piece of a request body, in seconds.
         body_rate_min_bytes_s: slowest average rate of a request body, in bytes a second, after ``body_timeout_s``.
+        linger_s: how long a client may go on sending after its body was refused, so that it can read why, in seconds.
         write_timeout_s: longest wait until a reader takes the next piece of an answer, in seconds.
         uploads_max: packs that are taken in at once; one holds at most about 4 MiB of memory beside its largest object.
         worker_threads: threads that decompress and hash packs.
@@ -24,6 +25,7 @@ class Bounds:
 
     body_timeout_s: float = 30.0
     body_rate_min_bytes_s: int = 1024
+    linger_s: float = 1.0
     write_timeout_s: float = 60.0
     uploads_max: int = 32
     worker_threads: int = 3

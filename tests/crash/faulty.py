@@ -108,8 +108,13 @@ class FaultyFiles(Files):
         self.root = root
         self.fault = fault
         self.calls: list[str] = []
+        self._next: dict[str, Fault] = {}
         self._durable = _Durable()
         self._durable.adopt(root)
+
+    def fail_next(self, name: str, effect: Effect = Effect.NOTHING, number: int = errno.EIO) -> None:
+        """Fail the next operation of that name, once."""
+        self._next[name] = Fault(0, effect, number=number)
 
     @property
     def has_failed(self) -> bool:
@@ -119,6 +124,8 @@ class FaultyFiles(Files):
     def _run(self, name: str, action: Callable[[], _T], *, half: Callable[[], None] | None = None) -> _T:
         number = len(self.calls)
         self.calls.append(name)
+        if name in self._next:
+            self.fault = self._next.pop(name)._replace(at=number)
         fault = self.fault
         if fault is None or number < fault.at or (number > fault.at and not fault.for_good):
             return action()

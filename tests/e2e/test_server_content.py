@@ -53,8 +53,13 @@ def test_pages_of_another_tree_or_out_of_order_are_refused(server: Running) -> N
         assert server.http.post(f"/v1/trees/{TREE.digest}/pages", body, MEDIA_IDS).code == "invalid-request"
 
 
+def chunk_pack(server: Running) -> Path:
+    """The pack that holds the chunks; layouts lie in another, small one."""
+    return max((server.directory / "packs").rglob("*.pack"), key=lambda path: path.stat().st_size)
+
+
 def pack_of(server: Running) -> tuple[str, bytes]:
-    (path,) = (server.directory / "packs").rglob("*.pack")
+    path = chunk_pack(server)
     return path.stem, path.read_bytes()
 
 
@@ -117,7 +122,7 @@ def test_an_empty_blob(server: Running) -> None:
 
 
 def damage(server: Running, at: float) -> None:
-    (path,) = (server.directory / "packs").rglob("*.pack")
+    path = chunk_pack(server)
     path.chmod(0o600)
     with path.open("r+b") as file:
         file.seek(int(path.stat().st_size * at))
@@ -152,7 +157,7 @@ def test_a_pack_that_shrank_breaks_off(server: Running) -> None:
     push(server.http, BLOB)
     name, data = pack_of(server)
     assert server.http.get(f"/v1/packs/{name}", {"Range": "bytes=0-1"}).status == 206  # it is open now
-    (path,) = (server.directory / "packs").rglob("*.pack")
+    path = chunk_pack(server)
     path.chmod(0o600)
     os.truncate(path, len(data) // 2)
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
@@ -167,7 +172,7 @@ def test_more_packs_than_descriptors(server: Running) -> None:
     for number in range(5):
         push(server.http, build_blob(bytes([number]) * 100))
     names = sorted(path.stem for path in (server.directory / "packs").rglob("*.pack"))
-    assert len(names) == 5
+    assert len(names) >= 5
     for _ in range(2):
         for name in names:
             reply = server.http.get(f"/v1/packs/{name}")

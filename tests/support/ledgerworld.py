@@ -31,7 +31,7 @@ from casstore.formats.entry import decode_entry
 from casstore.formats.intent import Intent, encode_intent, sign_intent
 from casstore.formats.policy import first_policy
 from casstore.formats.snapshot import Snapshot, encode_snapshot, snapshot_digest
-from casstore.formats.state import Leaf, LeafProof, verify_leaf
+from casstore.formats.state import LeafProof, PointerLeaf, verify_leaf
 from casstore.ids import PackId, PointerName, PrincipalName, SnapshotDigest
 from casstore.merkle import EMPTY_ROOT, leaf_hash, verify_inclusion
 from casstore.signing import SignatureType, SigningKey
@@ -228,8 +228,8 @@ class LedgerWorld:
     def open_checkpoint(self, note: bytes) -> OpenedCheckpoint:
         return open_checkpoint(note, key_of(ORIGIN).verifier, ORIGIN, [self.clock_key.verifier])
 
-    def verify(self, bundle: ProofBundle | None) -> list[Leaf]:
-        """Hold every fact of a bundle against its checkpoint, as a client does; returns the state leaves."""
+    def verify(self, bundle: ProofBundle | None) -> list[PointerLeaf]:
+        """Hold every fact of a bundle against its checkpoint, as a client does; returns the pointers' state leaves."""
         assert bundle is not None
         checkpoint = self.open_checkpoint(bundle.checkpoint.encode()).checkpoint
         assert checkpoint.size == bundle.size == bundle.head.index + 1
@@ -239,10 +239,11 @@ class LedgerWorld:
             verify_inclusion(leaf_hash(data), proof.index, checkpoint.size, hashes, checkpoint.root)
             assert decode_entry(data).idx == proof.index
         head = decode_entry(decode_b64(bundle.head.entry))
-        return [
+        leaves = [
             verify_leaf(
                 LeafProof(state.index, state.n, decode_b64(state.leaf), [decode_b64(value) for value in state.proof]),
                 head.state,
             )
             for state in bundle.state
         ]
+        return [leaf for leaf in leaves if isinstance(leaf, PointerLeaf)]

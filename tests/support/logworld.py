@@ -9,8 +9,21 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from casstore.formats.acts import AnyArgs, Clear, FlipArgs, GenesisArgs, HoldArgs, Left, MarkArgs, Member, ReleaseArgs
-from casstore.formats.acts import PolicyArgs, SnapshotArgs, args_of, flip_args
+from casstore.formats.acts import (
+    AnyArgs,
+    Clear,
+    FlipArgs,
+    GenesisArgs,
+    HoldArgs,
+    Left,
+    MarkArgs,
+    Member,
+    PolicyArgs,
+    ReleaseArgs,
+    SnapshotArgs,
+    args_of,
+    flip_args,
+)
 from casstore.formats.entry import Entry
 from casstore.formats.intent import Intent, encode_intent, sign_intent
 from casstore.formats.policy import first_policy
@@ -43,7 +56,9 @@ def ptr(name: str) -> PointerName:
 LOG_KEY = key(ORIGIN)
 
 
-def rule(pointers: str, deploy: Sequence[str], rollback: Sequence[str] | None = None, /, **changes: Any) -> dict[str, Any]:
+def rule(
+    pointers: str, deploy: Sequence[str], rollback: Sequence[str] | None = None, /, **changes: Any
+) -> dict[str, Any]:
     """A rule with threshold 1 for everything that is not changed."""
     back = sorted(deploy if rollback is None else rollback)
     return {

@@ -7,6 +7,7 @@ large files are cut by content, small ones are bundled in path order.
 from __future__ import annotations
 
 import os
+import random
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -34,7 +35,7 @@ from casstore.storage.local.files import Files as LocalFiles
 from casstore.storage.local.home import Home
 from casstore.storage.memory import MemoryChunkIndex, MemoryLedger, MemoryPackStore
 from casstore.storage.roles import ChunkIndex, Ledger, PackStore
-from casstore.wire import Artifact, CommitRequest, FsckReport, Label, PackStored
+from casstore.wire import Artifact, CommitRequest, FsckReport, Label, PackStored, decode_bitmap
 
 Extents = list[tuple[ChunkId, int, int, int]]
 Object = tuple[ObjectKind, bytes, bytes]
@@ -329,3 +330,33 @@ def check(content: Content, *, full: bool = False, pool: Executor | None = None,
     findings = Findings()
     fsck_content(content.packs, content.artifacts, content.ledger, findings, full=full, pool=pool, width=width)
     return findings.report()
+
+
+def some_files(count: int = 300, *, seed: int = 1) -> dict[bytes, bytes | File | Link | Directory]:
+    """Many small files, large ones, links, empty directories: always the same ones."""
+    source = random.Random(seed)
+    files: dict[bytes, bytes | File | Link | Directory] = {
+        b"dir%d/f%d" % (n % 7, n): source.randbytes(source.randrange(0, 2000)) for n in range(count)
+    }
+    files[b"large"] = source.randbytes(700_000)
+    files[b"one-chunk"] = source.randbytes(65_536)
+    files[b"zeros"] = bytes(5_000_000)
+    files[b"link"] = Link(b"../../etc/passwd")
+    files[b"empty/below"] = Directory(0o700)
+    files[b"tool"] = File(b"#!/bin/sh\n", 0o4755)
+    return files
+
+
+def missing(content: Content, kind: ObjectKind, ids: list[bytes]) -> list[bool]:
+    """What a new push that asks for ``ids`` is told is missing."""
+    return decode_bitmap(content.pushes.missing(new_push(), kind, b"".join(ids)), len(ids))
+
+
+def commit_objects(
+    content: Content, objects: list[tuple[ObjectKind, bytes, bytes]], request: CommitRequest
+) -> Artifact:
+    """Push just these objects and commit."""
+    push = new_push()
+    content.pushes.missing(push, ObjectKind.CHUNK, b"")
+    content.send(push, encode_packs(objects))
+    return content.pushes.commit(push, request, by="builder")

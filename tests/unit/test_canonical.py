@@ -15,7 +15,7 @@ from casstore.limits import JSON_DEPTH_MAX
     ("value", "text"),
     [
         ({"b": 1, "a": [True, None, "x"]}, '{"a":[true,null,"x"],"b":1}'),
-        ("\x00\x1f\b\f\n\r\t\"\\/\x7f", '"\\u0000\\u001f\\b\\f\\n\\r\\t\\"\\\\/\x7f"'),
+        ('\x00\x1f\b\f\n\r\t"\\/\x7f', '"\\u0000\\u001f\\b\\f\\n\\r\\t\\"\\\\/\x7f"'),
         ("é\u2028😀", '"é\u2028😀"'),
         ([INTEGER_MAX, -INTEGER_MAX, 0], "[9007199254740991,-9007199254740991,0]"),
         ({"a_1": {}, "0": [], "_": ()}, '{"0":[],"_":[],"a_1":{}}'),
@@ -104,7 +104,9 @@ def test_free_keys_sort_by_utf16_as_the_rfc_asks() -> None:
     assert decode_canonical(b'{"payloadType":1}', max_bytes=100, also_keys=["payloadType"]) == {"payloadType": 1}
 
 
-@pytest.mark.parametrize("text", ["AB==", "AA=", "AA", "A", "AAA", "A A=", "AA==\n", "-_8=", "é", "AA==AA==", "AA===", "="])
+@pytest.mark.parametrize(
+    "text", ["AB==", "AA=", "AA", "A", "AAA", "A A=", "AA==\n", "-_8=", "é", "AA==AA==", "AA===", "="]
+)
 def test_base64_has_one_spelling(text: str) -> None:
     """`AB==` and `AA==` decode to the same byte elsewhere: a signature line must not have two forms."""
     with pytest.raises(MalformedDocument):

@@ -102,6 +102,7 @@ def test_a_page_does_not_pass_for_a_blob_component(content: Content) -> None:
     """Digests of pages name layouts too."""
     content.push(API)
     page = API.pages[0].ref.digest
+    assert content.presence.pages([page]) == [True]
     fake = BuiltBlob(CONF.digest.__class__(page), b"", {})
     [digest] = content.snapshots.put([describe(conf=fake)])
     assert content.snapshots.completeness(digest).missing == [str(page)]

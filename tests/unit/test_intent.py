@@ -11,8 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from casstore.errors import CasstoreError, InvalidDigest, InvalidName, MalformedDocument, SignatureInvalid, TooLarge
-from casstore.errors import Unsupported
+from casstore.errors import (
+    CasstoreError,
+    InvalidDigest,
+    InvalidName,
+    MalformedDocument,
+    SignatureInvalid,
+    TooLarge,
+    Unsupported,
+)
 from casstore.formats.acts import ACTS, LATER_ACTS, FlipArgs, Member, args_of, flip_args, parse_args
 from casstore.formats.canonical import decode_b64, encode_b64, encode_canonical
 from casstore.formats.intent import (
@@ -45,7 +52,9 @@ def flip(**changes: Any) -> dict[str, Any]:
 
 
 def intent(act: str = "flip", args: dict[str, Any] | None = None, **changes: Any) -> Intent:
-    base = Intent(act, flip() if args is None else args, START_MS + 1000, START_MS, ORIGIN, "0" * 32, 1, bytes(32), 2, "why")
+    base = Intent(
+        act, flip() if args is None else args, START_MS + 1000, START_MS, ORIGIN, "0" * 32, 1, bytes(32), 2, "why"
+    )
     return base._replace(**changes)
 
 
@@ -130,7 +139,10 @@ def test_a_payload_that_is_no_intent(changes: dict[str, Any], error: type[Cassto
         ({"left": {"bad": True, "hold": False}}, MalformedDocument),
         ({"left": {"bad": True}}, MalformedDocument),
         ({"clear": {"bad": False, "hold": False, "freeze": True}}, MalformedDocument),
-        ({"kind": "rollback", "left": {"bad": False, "hold": True}, "clear": {"bad": False, "hold": True}}, MalformedDocument),
+        (
+            {"kind": "rollback", "left": {"bad": False, "hold": True}, "clear": {"bad": False, "hold": True}},
+            MalformedDocument,
+        ),
         ({"members": []}, MalformedDocument),
         ({"members": [member(), member()]}, MalformedDocument),
         ({"members": [member(pointer="b"), member(pointer="a")]}, MalformedDocument),
@@ -198,7 +210,10 @@ def test_an_encoder_never_writes_what_the_decoder_refuses() -> None:
 
 def test_the_pae_is_the_one_of_dsse() -> None:
     """The example of the DSSE specification."""
-    assert pae("http://example.com/HelloWorld", b"hello world") == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    assert (
+        pae("http://example.com/HelloWorld", b"hello world")
+        == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    )
 
 
 def test_several_signers_and_approval() -> None:

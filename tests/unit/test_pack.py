@@ -179,7 +179,7 @@ def put(at: int, value: bytes) -> Callable[[bytearray], None]:
 ROW = 28
 LAST = ROW + (len(OBJECTS) - 1) * FOOTER_ROW_BYTES
 LAST_STORED = decode_footer(DATA, len(DATA)).rows[-1].stored_length - FRAME_HEADER_BYTES
-assert LAST_STORED < len(OBJECTS[-1][2]), "the last frame is compressed, so its stored length may vary"
+assert len(OBJECTS[-1][2]) > LAST_STORED, "the last frame is compressed, so its stored length may vary"
 LIES = {
     "magic": put(0, b"CASPIDX\x02"),
     "pack": put(8, bytes(16)),

@@ -84,6 +84,11 @@ class Files:
         """What the file system knows about a name; links are not followed."""
         return os.stat(path, follow_symlinks=False)
 
+    def free_bytes(self, path: str) -> int:
+        """How much room the file system of ``path`` has left for this user."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
     # --- bytes -------------------------------------------------------------------------------------------------------
 
     def open_write(self, path: str, mode: int = 0o640) -> int:

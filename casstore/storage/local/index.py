@@ -187,7 +187,7 @@ class LocalChunkIndex:
     def _damaged(self, found: str) -> DamagedObject:
         return DamagedObject(
             f"the index at {self._path} is damaged: {found}",
-            hint="rebuild the index from the packs",
+            hint="restore index/ from a backup; nothing in it is lost as long as the packs are there",
             object="index",
             where=self._path,
             found=found,

@@ -17,7 +17,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeAlias
 
 import lmdb
@@ -32,12 +32,13 @@ from casstore.errors import (
     StateError,
     StoreBusy,
 )
-from casstore.limits import LMDB_MAP_BYTES
+from casstore.limits import LMDB_MAP_BYTES, MIB
 from casstore.storage.local.files import Files, refusal
 
 _READERS_MAX: Final = 256  # slots in the lock file; a reader thread holds one while it reads
 _TABLES_MAX: Final = 32  # of one environment; more than either has, so that a newer version need not change it
 _SPARE_READERS: Final = 8  # read transactions kept for reuse: one a reader thread, with room
+_NEARLY_FULL_BYTES: Final = 4 * MIB  # LMDB writes at most 256 KiB (64 pages) at once: less than this can cut one short
 _DATA_FILE: Final = "data.mdb"
 
 _DAMAGED: Final = (
@@ -178,14 +179,23 @@ class LmdbEnvironment:
         except (lmdb.Error, OSError) as error:
             # A failed commit has ended the transaction; ending it twice is harmless, leaving it open is a deadlock.
             transaction.abort()
-            if _errno(error) in (errno.ENOSPC, errno.EDQUOT) and not self._is_broken():
-                raise _translate(error, self._what, self._path) from error
+            if self._ran_out_of_space(error) and not self._is_broken():
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise refusal(full, f"commit to the {self._what}") from error
             # CRASH: the pages may or may not be on disk, and asking again proves nothing.  Reopening shows which.
             self._sealed = True
             raise OutcomeUnknown(
                 f"the {self._what}'s commit failed ({error}): it may or may not be on disk, and the store is sealed",
                 hint="restart the server; on opening, the store holds either all of it or none",
             ) from error
+
+    def _ran_out_of_space(self, error: lmdb.Error | OSError) -> bool:
+        code = _errno(error)
+        if code == errno.EIO and not isinstance(error, OSError):
+            # LMDB reports a write that the system cut short as EIO; on a disk that fills up this is the usual case.
+            with suppress(OSError):
+                return self._files.free_bytes(self._path) < _NEARLY_FULL_BYTES
+        return code in (errno.ENOSPC, errno.EDQUOT)
 
     def _is_broken(self) -> bool:
         """Whether LMDB failed while it wrote its meta page: then the commit may be on disk in spite of the error."""
@@ -245,7 +255,12 @@ def _translate(error: lmdb.Error | OSError, what: str, path: str) -> CasstoreErr
     if isinstance(error, _DAMAGED):
         return DamagedObject(
             f"the {what} at {path} is damaged: {error}",
-            hint="restore the ledger from a backup" if what == "ledger" else "rebuild the index from the packs",
+            hint=f"restore {what}/ from a backup"
+            + (
+                "; nothing in it is lost as long as the packs are there"
+                if what == "index"
+                else ", and keep signed-heads"
+            ),
             object=what,
             where=path,
         )

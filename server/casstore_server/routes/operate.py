@@ -140,7 +140,6 @@ def _status(store: Store) -> dict[str, object]:
         "version": __version__,
         "origin": store.log.origin,
         "log_size": store.log.size,
-        "pointers": store.pointers.read.count,
         "packs": packs,
         "stored_bytes": stored_bytes,
         "chunks": index.count(ObjectKind.CHUNK),
