@@ -17,8 +17,12 @@ from concurrent.futures import Future, wait
 from functools import update_wrapper
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from casstore.clock import Clock, SystemClock
+from casstore.signing import SigningKey
 from casstore_client.client import AsyncClient
 from casstore_client.transport import Stats
+from casstore_client.trust_store import TrustStore
+from casstore_client.verified_log import VerifiedLog
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -56,13 +60,28 @@ class Client:
         token: bearer token, or None.
         ca: file with the certificates to trust, or None for the system's.
         timeout_s: longest silence in the middle of an answer, in seconds.
+        trust: what to verify answers about the log against; None verifies nothing.
+        key: signs what this client asks for; None for reading only.
+        clock: says when an intent was made, and how old a checkpoint is.
 
     Raises:
         ConfigurationError: not such a URL, or ``ca`` cannot be read.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, ca: str | None = None, timeout_s: float = 60.0) -> None:
-        self._client = AsyncClient(url, token=token, ca=ca, timeout_s=timeout_s)
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca: str | None = None,
+        timeout_s: float = 60.0,
+        trust: TrustStore | None = None,
+        key: SigningKey | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._client = AsyncClient(
+            url, token=token, ca=ca, timeout_s=timeout_s, trust=trust, key=key, clock=clock or SystemClock()
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="casstore-client", daemon=True)
         self._thread.start()
@@ -85,6 +104,16 @@ class Client:
         """Requests by step, and bytes, since the client was made."""
         return self._client.stats
 
+    @property
+    def verifies(self) -> bool:
+        """Whether answers are checked against a trust file."""
+        return self._client.verifies
+
+    @property
+    def log(self) -> VerifiedLog | None:
+        """What answers are checked by; None without a trust file."""
+        return self._client.log
+
     config = _waits(AsyncClient.config)
     push = _waits(AsyncClient.push)
     push_stream = _waits(AsyncClient.push_stream)
@@ -95,6 +124,37 @@ class Client:
     diff = _waits(AsyncClient.diff)
     find_digests = _waits(AsyncClient.find_digests)
     resolve_artifact = _waits(AsyncClient.resolve_artifact)
+
+    snapshot_create = _waits(AsyncClient.snapshot_create)
+    snapshot_document = _waits(AsyncClient.snapshot_document)
+    snapshots = _waits(AsyncClient.snapshots)
+    resolve = _waits(AsyncClient.resolve)
+    pointer = _waits(AsyncClient.pointer)
+    pointer_or_none = _waits(AsyncClient.pointer_or_none)
+    pointers = _waits(AsyncClient.pointers)
+    history = _waits(AsyncClient.history)
+    was_live = _waits(AsyncClient.was_live)
+    rollback_target = _waits(AsyncClient.rollback_target)
+    rollback_candidates = _waits(AsyncClient.rollback_candidates)
+    flip = _waits(AsyncClient.flip)
+    promote = _waits(AsyncClient.promote)
+    retire = _waits(AsyncClient.retire)
+    rollback = _waits(AsyncClient.rollback)
+    hold = _waits(AsyncClient.hold)
+    release = _waits(AsyncClient.release)
+    mark = _waits(AsyncClient.mark)
+    policy = _waits(AsyncClient.policy)
+    set_policy = _waits(AsyncClient.set_policy)
+    checkpoint = _waits(AsyncClient.checkpoint)
+    entry = _waits(AsyncClient.entry)
+    entries = _waits(AsyncClient.entries)
+    inclusion_proof = _waits(AsyncClient.inclusion_proof)
+    status = _waits(AsyncClient.status)
+    token_create = _waits(AsyncClient.token_create)
+    token_list = _waits(AsyncClient.token_list)
+    token_revoke = _waits(AsyncClient.token_revoke)
+    fsck = _waits(AsyncClient.fsck)
+    audit = _waits(AsyncClient.audit)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -8,7 +8,8 @@ Source: docs/formats/wire.md
 from __future__ import annotations
 
 from casstore.errors import InvalidInput, InvalidName, VerificationError
-from casstore.formats.acts import FlipArgs
+from casstore.formats.acts import AnyArgs, FlipArgs, HoldArgs, MarkArgs, ReleaseArgs, SnapshotArgs
+from casstore.formats.intent import parse_intent
 from casstore.ids import PointerName, SnapshotDigest
 from casstore.wire import Pointer, Submitted, WasLive, format_time, parse_time
 from casstore_client.facts import Facts, ProvenEntry
@@ -36,19 +37,46 @@ def check_pointer(answer: Pointer, facts: Facts) -> None:
 
 
 def check_submitted(answer: Submitted, facts: Facts, payload: bytes) -> None:
-    """Check that what was signed is what was logged, and that the pointers are where the answer says.
+    """Check that what was signed is what was logged (or was so already), and that the pointers are where the answer says.
 
     Raises:
-        VerificationError: the entry carries another payload, or :func:`check_pointer` does.
+        VerificationError: the entry carries another payload, the log does not show that it was so already, or
+            :func:`check_pointer` does.
     """
-    if not answer.no_op:
-        proven = facts.entries.get(answer.entry)
-        if proven is None:
-            raise VerificationError(f"the answer carries no proof of entry {answer.entry}", index=answer.entry)
-        if proven.entry.payload != payload:
-            raise VerificationError(f"entry {answer.entry} is not what this client signed", index=answer.entry)
+    proven = facts.entries.get(answer.entry)
+    if proven is None:
+        raise VerificationError(f"the answer carries no proof of entry {answer.entry}", index=answer.entry)
+    args = parse_intent(payload)[1]
+    if answer.no_op:
+        _check_made_so(args, facts, proven)
+    elif proven.entry.payload != payload:
+        raise VerificationError(f"entry {answer.entry} is not what this client signed", index=answer.entry)
+    told = {pointer.pointer for pointer in answer.pointers}
+    for name in _pointers(args):
+        if name not in told:
+            raise VerificationError(f"the answer says nothing about {name}")
     for pointer in answer.pointers:
         check_pointer(pointer, facts)
+
+
+def _pointers(args: AnyArgs) -> list[PointerName]:
+    if isinstance(args, FlipArgs):
+        return [member.pointer for member in args.members]
+    return [args.pointer] if isinstance(args, MarkArgs | HoldArgs | ReleaseArgs) else []
+
+
+def _check_made_so(args: AnyArgs, facts: Facts, proven: ProvenEntry) -> None:
+    """Check that there was nothing to do.  A mark may lie further back than the state's leaf reaches: it is believed."""
+    if isinstance(args, SnapshotArgs):
+        found = proven.entry.intent()[1]
+        if not isinstance(found, SnapshotArgs) or found.digest != args.digest:
+            raise VerificationError(f"entry {proven.idx} does not publish {args.digest}", index=proven.idx)
+    elif isinstance(args, FlipArgs):
+        for member in args.members:
+            _same(f"the snapshot of {member.pointer}", member.to, facts.pointer(member.pointer).snapshot)
+    elif isinstance(args, HoldArgs | ReleaseArgs):
+        held = facts.pointer(args.pointer).held is not None
+        _same(f"that {args.pointer} is held", isinstance(args, HoldArgs), held)
 
 
 def check_was_live(answer: WasLive, facts: Facts) -> None:

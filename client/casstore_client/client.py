@@ -13,28 +13,38 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from typing import Self
 
+from casstore.clock import Clock, SystemClock
 from casstore.formats.tree import TreeEntry
 from casstore.ids import BlobDigest, TreeDigest
 from casstore.limits import LIST_LIMIT_DEFAULT
+from casstore.signing import SigningKey
 from casstore.wire import ArtifactList, Diff, Label, ServerConfig
 from casstore_client import content_api
 from casstore_client.content_api import Kind
+from casstore_client.ledger_api import LedgerApi
 from casstore_client.progress_events import Progress
 from casstore_client.pull import Options, Pulled, pull
 from casstore_client.push import Pushed, push
 from casstore_client.transport import Stats, Transport
+from casstore_client.trust_store import TrustStore
 
 STDIN = "-"
 
 
-class AsyncClient:
+class AsyncClient(LedgerApi):
     """A client of one server; an asynchronous context manager.
+
+    What concerns snapshots, pointers and the log is in :class:`~casstore_client.ledger_api.LedgerApi` and
+    :class:`~casstore_client.ledger_reading.LedgerReader`; what concerns content is here.
 
     Args:
         url: such as ``http://127.0.0.1:7433``.
         token: bearer token, or None.
         ca: file with the certificates to trust, or None for the system's.
         timeout_s: longest silence in the middle of an answer, in seconds.
+        trust: what to verify answers about the log against; None verifies nothing.
+        key: signs what this client asks for; None for reading only.
+        clock: says when an intent was made, and how old a checkpoint is.
 
     Raises:
         ConfigurationError: not such a URL, or ``ca`` cannot be read.
@@ -42,8 +52,19 @@ class AsyncClient:
     Threads: one event loop.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, ca: str | None = None, timeout_s: float = 60.0) -> None:
-        self.transport = Transport(url, token=token, ca=ca, timeout_s=timeout_s)
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca: str | None = None,
+        timeout_s: float = 60.0,
+        trust: TrustStore | None = None,
+        key: SigningKey | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        transport = Transport(url, token=token, ca=ca, timeout_s=timeout_s)
+        super().__init__(transport, trust, key, clock or SystemClock())
         self._config: asyncio.Task[ServerConfig] | None = None
 
     async def __aenter__(self) -> Self:

@@ -13,7 +13,7 @@ Source: docs/formats/trust.md
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from casstore.clock import Clock
 from casstore.errors import AccessError, Conflict, InvalidInput, Regression, StateError, VerificationError
@@ -230,6 +230,24 @@ class VerifiedLog:
         return high.note
 
     # --- policy ------------------------------------------------------------------------------------------------------
+
+    async def check_policy(self, index: int, document: dict[str, Any]) -> None:
+        """Check that a policy is the newest one, walked to from the pinned genesis.
+
+        Args:
+            index: of the entry that carries it.
+            document: the whole policy.
+
+        Raises:
+            VerificationError: it is not.
+        """
+        await self.policy_version()
+        found, policy = self._steps[-1]
+        if (index, document) != (found, policy.document):
+            raise VerificationError(
+                f"the server says that entry {index} carries the policy, the log proves that entry {found} carries another",
+                index=found,
+            )
 
     async def policy_version(self) -> int:
         """The version of the newest policy that the server shows, walked to from the pinned genesis.

@@ -47,20 +47,21 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
         route, method = _route_of(request), request.method if request.method in _METHODS else "OTHER"
         context.metrics.requests.labels(method, route, str(outcome.status)).inc()
         context.metrics.seconds.labels(method, route).observe(seconds)
-        (context.log.error if outcome.fault else context.log.info)(
-            "request",
-            method=method,
-            route=route,
-            path=request.path,
-            status=outcome.status,
-            duration_ms=round(seconds * 1000, 2),
-            request_id=request[REQUEST_ID],
-            traceparent=_traceparent_of(request),
-            principal=request.get(PRINCIPAL),
-            code=outcome.code,
-            error=outcome.error,
-            exception=outcome.fault,
-        )
+        line = {
+            "method": method,
+            "route": route,
+            "path": request.path,
+            "status": outcome.status,
+            "duration_ms": round(seconds * 1000, 2),
+            "request_id": request[REQUEST_ID],
+            "traceparent": _traceparent_of(request),
+            "principal": request.get(PRINCIPAL),
+            "code": outcome.code,
+            "error": outcome.error,
+            "exception": outcome.fault,
+        }
+        write = context.log.error if outcome.fault else context.log.info
+        write("request", **{name: value for name, value in line.items() if value is not None})
 
 
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ def test_the_client_loads_neither_lmdb_nor_the_engine() -> None:
     """A host that only pulls must not carry the store."""
     names = "Client, AsyncClient"
     loaded = _modules_after(
-        f"import casstore_client\nfrom casstore_client import {names}\nimport casstore_client.audit, casstore_client.verify"
+        f"import casstore_client\nfrom casstore_client import {names}\nimport casstore_client.audit, casstore_client.ledger_api"
     )
     assert "casstore_client" in loaded
     heavy = {m for m in loaded if m.partition(".")[0] in ("lmdb", "casstore_server")}

@@ -23,8 +23,18 @@ from casstore.engine.snapshots import SnapshotService
 from casstore.engine.tokens import TokenService
 from casstore.engine.trees import TreeService
 from casstore.errors import CasstoreError, OutcomeUnknown
-from casstore.formats.acts import FlipArgs, GenesisArgs, HoldArgs, MarkArgs, Member, ReleaseArgs, SnapshotArgs
-from casstore.formats.acts import PolicyArgs, args_of, flip_args
+from casstore.formats.acts import (
+    FlipArgs,
+    GenesisArgs,
+    HoldArgs,
+    MarkArgs,
+    Member,
+    PolicyArgs,
+    ReleaseArgs,
+    SnapshotArgs,
+    args_of,
+    flip_args,
+)
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import OpenedCheckpoint, open_checkpoint
 from casstore.formats.entry import decode_entry

@@ -121,8 +121,8 @@ def test_cut_log_contradicts_its_signed_heads(world: LedgerWorld) -> None:
 
 def test_entry_and_its_node_changed_together_is_found(world: LedgerWorld) -> None:
     """Someone with access to the disk rewrites an entry and repairs the hashes above it: signature and heads tell."""
-    from casstore.merkle import Frontier, leaf_hash
     from casstore.engine.nodes import encode_node
+    from casstore.merkle import Frontier, leaf_hash
 
     entries = [value for _, value in rows_of(world, Table.ENTRIES)]
     index = 4

@@ -6,9 +6,9 @@ import pytest
 
 from casstore.engine.history import HistoryFilter, parse_flip
 from casstore.errors import EntryNotFound, InvalidInput, PointerNotFound
-from casstore.formats.entry import decode_entry
 from casstore.formats.acts import FlipArgs
 from casstore.formats.canonical import decode_b64
+from casstore.formats.entry import decode_entry
 from casstore.formats.snapshot import Component, Snapshot, encode_snapshot, snapshot_digest
 from casstore.ids import BlobDigest, ComponentName, PointerName, SnapshotDigest
 from casstore.storage.roles import Table

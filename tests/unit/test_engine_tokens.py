@@ -57,7 +57,7 @@ def test_everything_else_is_refused_with_one_sentence(world: LedgerWorld) -> Non
     bad = ["", "cas_", made[:-1], made + "A", made.upper(), f" {made}", made + "\n", flipped, respelled]
     bad += [format_token("0" * 16, bytes(32)), made.replace("cas_", "tok_")]
     for text in bad:
-        with pytest.raises(Unauthenticated, match="^the bearer token is not valid$"):
+        with pytest.raises(Unauthenticated, match=r"^the bearer token is not valid$"):
             world.tokens.authenticate(text)
 
 
@@ -100,7 +100,15 @@ def test_revoked_token_is_forgotten(world: LedgerWorld) -> None:
 
 def test_malformed_requests_make_no_token(world: LedgerWorld) -> None:
     count = len(world.tokens.list().tokens)
-    for permissions in ([], ["everything"], ["flip"], ["flip:"], ["flip:Prod/*"], ["admin:**"], ["operate"] * 0 + ["x:y"]):
+    for permissions in (
+        [],
+        ["everything"],
+        ["flip"],
+        ["flip:"],
+        ["flip:Prod/*"],
+        ["admin:**"],
+        ["operate"] * 0 + ["x:y"],
+    ):
         with pytest.raises(InvalidInput):
             world.tokens.create("ci", permissions)
     for expires in (0, -1, 2**40):
