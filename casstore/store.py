@@ -38,6 +38,7 @@ from casstore.engine.snapshots import SnapshotService
 from casstore.engine.tokens import TokenService
 from casstore.engine.trees import TreeService
 from casstore.errors import CasstoreError, DamagedObject, InvalidInput, NotFound
+from casstore.ids import PackId
 from casstore.signing import SignatureType, SigningKey
 from casstore.storage.local.files import Files
 from casstore.storage.local.heads import Head, SignedHeads
@@ -125,7 +126,9 @@ class Store:
         self._closing = ExitStack()
         ledger = _GatedLedger(parts.ledger)
         self._guard = ClockGuard(clock)
-        self.packs = PackService(parts.packs, parts.index)
+        self.packs = PackService(
+            parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE))
+        )
         self.presence = Presence(self.packs)
         self.trees = TreeService(self.packs, self.presence)
         self.blobs = BlobService(self.packs)

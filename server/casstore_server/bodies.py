@@ -110,7 +110,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     return b"".join([piece async for piece in stream_body(request, limit)])
 
 
-async def read_json(request: web.Request, kind: type[T], *, limit: int = JSON_BODY_MAX_BYTES) -> T:
+async def read_json(request: web.Request, kind: type[T]) -> T:
     """The body as ``kind``.
 
     Raises:
@@ -119,6 +119,7 @@ async def read_json(request: web.Request, kind: type[T], *, limit: int = JSON_BO
         TooLarge, TooSlow, ClientGone: see :func:`stream_body`.
     """
     demand_media_type(request, MEDIA_JSON)
+    limit = min(JSON_BODY_MAX_BYTES, context_of(request).settings.limits.json_body_bytes)
     return decode_json(await read_body(request, limit), kind)
 
 

@@ -19,6 +19,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -44,6 +45,7 @@ READ_BUFFER_BYTES = (
 )  # of a connection: with the default of 64 KiB an upload wakes the loop four times as often
 KEEPALIVE_S = 75.0  # longer than the 60 s of common proxies, so that the proxy is the one who closes
 DESCRIPTORS_WANTED = 65_536
+STOP_MAX_S = 60.0  # below the 90 s after which systemd kills
 _FOREIGN_LOGGERS = ("aiohttp", "asyncio")
 
 
@@ -230,7 +232,8 @@ def _foreign_logs(writer: LineWriter) -> Iterator[None]:
 async def run_server(directory: Path, settings: ServerSettings, *, port_file: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT; what ``casstore serve`` does.
 
-    Prints ``listening on <url>`` to stderr once requests are answered.
+    Prints ``listening on <url>`` to stderr once requests are answered.  A stop takes at most ``STOP_MAX_S``, and a second
+    signal ends it at once.
 
     Args:
         directory: the store's directory.
@@ -256,11 +259,24 @@ async def run_server(directory: Path, settings: ServerSettings, *, port_file: Pa
         for task in ends:
             task.cancel()
         _notify("STOPPING=1")
+        _bound_stop()
     if server.sealed.is_set():
         raise OutcomeUnknown(
             "a commit or fsync failed, and only opening the store again shows what happened: the server has stopped",
             hint="look at the disk, then start the server again; it needs no repair step",
         )
+
+
+def _bound_stop() -> None:
+    """From here on the process ends soon, whatever still runs: an fsck of a large store, a proof of a large tree."""
+    # CRASH: ending in the middle is what a kill does, and a kill loses nothing that was acknowledged.
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+    last = threading.Timer(STOP_MAX_S, os._exit, args=(1,))
+    last.daemon = True
+    last.start()
 
 
 def _raise_descriptor_limit() -> None:

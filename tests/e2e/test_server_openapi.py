@@ -49,7 +49,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 def test_what_the_document_says_is_what_the_server_does(case: schemathesis.Case, filled: Running) -> None:
     response = case.call(base_url=filled.url, headers={"Authorization": f"Bearer {filled.token}"})
     case.validate_response(response, checks=CHECKS)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,13 @@ from casstore.errors import (
 from casstore.formats.acts import Member, SnapshotArgs, args_of, flip_args
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import open_checkpoint
+from casstore.formats.entry import decode_entry
 from casstore.formats.intent import Intent, encode_intent, sign_intent
 from casstore.formats.snapshot import Snapshot, encode_snapshot, snapshot_digest
+from casstore.formats.state import LeafProof, PointerLeaf, verify_leaf
 from casstore.formats.trust import decode_trust
 from casstore.ids import PointerName, SnapshotDigest
+from casstore.merkle import leaf_hash, verify_inclusion
 from casstore.store import Store
 
 API = PointerName("prod/api")
@@ -288,3 +293,45 @@ def test_open_address_must_be_asked_for_by_name() -> None:
         wide.check()
     wide.override(insecure_listen=True)
     decode_settings("listen = '0.0.0.0:1'\n[tls]\ncert = 'c'\nkey = 'k'")
+
+
+# --- readers beside the writer ---------------------------------------------------------------------------------------------
+
+
+def test_readers_never_see_a_flip_that_no_checkpoint_covers(store: Store, created: Created) -> None:
+    """While flips go on, every answer with a proof is of one moment, and nothing is shown before it is signed."""
+    verifier = store.log.verifier
+    digests = [publish(store, created, name) for name in ("one", "two")]
+    flips = [flip(store, created, digests[0], None)]
+    stop = threading.Event()
+    seen: list[set[int]] = [set(), set()]
+
+    def read(mine: set[int]) -> None:
+        while not stop.is_set() or not mine:
+            pointer = store.pointers.read.pointer(API, proof=True)
+            assert pointer.proof is not None
+            head = pointer.proof.head
+            checkpoint = open_checkpoint(pointer.proof.checkpoint.encode(), verifier, created.origin).checkpoint
+            assert checkpoint.size == pointer.proof.size == head.index + 1 > pointer.flip
+            hashes = [decode_b64(value) for value in head.proof]
+            verify_inclusion(leaf_hash(decode_b64(head.entry)), head.index, checkpoint.size, hashes, checkpoint.root)
+            state = pointer.proof.state[0]
+            proof = LeafProof(
+                state.index, state.n, decode_b64(state.leaf), [decode_b64(value) for value in state.proof]
+            )
+            leaf = verify_leaf(proof, decode_entry(decode_b64(head.entry)).state)
+            assert isinstance(leaf, PointerLeaf)
+            assert (leaf.flip, str(leaf.snapshot)) == (pointer.flip, pointer.snapshot)
+            assert store.pointers.read.history(API, limit=1).items[0].flip >= pointer.flip
+            assert store.pointers.read.at(API, f"f{pointer.flip}").snapshot == pointer.snapshot
+            mine.add(pointer.flip)
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read, mine) for mine in seen]
+        for number in range(60):
+            flips.append(flip(store, created, digests[(number + 1) % 2], flips[-1]))
+        stop.set()
+        for reader in readers:
+            reader.result()
+    assert seen[0] | seen[1] <= set(flips)
+    assert store.fsck().ok
