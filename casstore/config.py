@@ -33,9 +33,6 @@ from casstore.limits import (
     GROUP_COMMIT_MAX,
     JSON_BODY_MAX_BYTES,
     PACK_SIZE_MAX_BYTES,
-    PACKS_PER_PUSH_IN_FLIGHT,
-    PUSH_LEASE_MS,
-    PUSH_SESSIONS_MAX,
     READER_QUEUE_MAX,
     READER_THREADS,
     WRITER_QUEUE_MAX,
@@ -61,9 +58,6 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     reader_threads: int = READER_THREADS
     reader_queue: int = READER_QUEUE_MAX
     group_commit: int = GROUP_COMMIT_MAX
-    push_sessions: int = PUSH_SESSIONS_MAX
-    push_lease_ms: int = PUSH_LEASE_MS
-    packs_per_push: int = PACKS_PER_PUSH_IN_FLIGHT
     pack_size_bytes: int = PACK_SIZE_MAX_BYTES
     json_body_bytes: int = JSON_BODY_MAX_BYTES
 

@@ -6,7 +6,7 @@ included, and holds state, pointers, history, marks, snapshots, policies and int
 
 It changes nothing, and runs while a server serves: it looks at one moment.
 
-Memory: the state, one record a pointer, one row a mark, and the findings.  Time: about 1 ms an entry.
+Memory: the state, one record a pointer, one row a mark, and the findings.
 """
 
 from __future__ import annotations

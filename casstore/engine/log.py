@@ -13,7 +13,7 @@ The order, upheld by :meth:`LogService.settle`:
 A crash between any two of these leaves a log that is longer than its last published checkpoint: opening signs and publishes
 what is committed, and a client that asks again gets the answer that it missed.
 
-Source: docs/formats/log.md, https://c2sp.org/tlog-checkpoint, https://c2sp.org/tlog-cosignature
+Source: docs/formats/ledger.md, docs/formats/checkpoint.md, https://c2sp.org/tlog-checkpoint, https://c2sp.org/tlog-cosignature
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Owns the answers of the reading routes.  Changes nothing.
 
 Invariant: an answer with a proof is of one size throughout, and never shows a flip that no published checkpoint covers.
 
-Source: docs/formats/wire.md
+Source: docs/formats/ledger.md
 """
 
 from __future__ import annotations

@@ -38,11 +38,11 @@ class Workers:
         self._light = ThreadPoolExecutor(1, thread_name_prefix="casstore-light")
         self._loop = asyncio.get_running_loop()
 
-    async def run(self, function: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+    async def run(self, function: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
         """Do heavy work: call ``function`` on one of several threads."""
         return await self._loop.run_in_executor(self._heavy, function, *args)
 
-    async def run_light(self, function: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+    async def run_light(self, function: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
         """Do light work: call ``function`` on the one thread for it, after what was given to it before."""
         return await self._loop.run_in_executor(self._light, function, *args)
 

@@ -31,6 +31,8 @@ T = TypeVar("T")
 S = TypeVar("S")
 R = TypeVar("R")
 
+DOCUMENTS_MAX = 64  # LIMIT: of 1 MiB at most, so a batch fits into one pack
+
 
 class Lane:
     """Threads of one purpose behind one bounded queue.
@@ -107,11 +109,98 @@ class _Waiting(Generic[S, R]):
     answer: asyncio.Future[R]
 
 
+class Gatherer(Generic[S, R]):
+    """Turns what arrives while a batch is being written into the next batch.  An idle one writes at once.
+
+    Args:
+        lane: whose one thread writes.
+        write: takes a batch and answers each of it with its result or its error.
+        waiting_max: how many may wait.
+        batch_max: how many go into one batch.
+        what: what waits, for the error.
+
+    Threads: called from the event loop only.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        write: Callable[[Sequence[S]], Sequence[R | CasstoreError]],
+        *,
+        waiting_max: int,
+        batch_max: int,
+        what: str,
+    ) -> None:
+        self._lane = lane
+        self._write = write
+        self._waiting_max = waiting_max
+        self._batch_max = batch_max
+        self._what = what
+        self._waiting: deque[_Waiting[S, R]] = deque()
+        self._running: Sequence[_Waiting[S, R]] = ()
+
+    @property
+    def depth(self) -> int:
+        """How many wait for the next batch."""
+        return len(self._waiting)
+
+    async def submit(self, submission: S) -> R:
+        """Write one, together with whatever else waits.
+
+        Raises:
+            Overloaded: too many wait; this one was not taken.
+            CasstoreError: what was answered to this one.
+        """
+        if len(self._waiting) >= self._waiting_max:
+            raise Overloaded(
+                f"{len(self._waiting)} {self._what} wait already: nothing was done, try again", retry_after_s=1
+            )
+        if not self._running:
+            self._lane.demand_room()
+        waiting: _Waiting[S, R] = _Waiting(submission, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if not self._running:
+            self._write_next()
+        return await asyncio.shield(waiting.answer)
+
+    async def drain(self) -> None:
+        """Wait until all that was accepted is written."""
+        while self._running:
+            await asyncio.wait([waiting.answer for waiting in self._running])
+
+    def _write_next(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_max))]
+        self._running = batch
+        try:
+            future = self._lane.start(self._write, [waiting.submission for waiting in batch])
+        except Overloaded as error:
+            self._answer(batch, [error] * len(batch))
+            return
+        future.add_done_callback(lambda done: self._written(batch, done))
+
+    def _written(self, batch: Sequence[_Waiting[S, R]], done: asyncio.Future[Sequence[R | CasstoreError]]) -> None:
+        error = done.exception()
+        self._answer(batch, [error] * len(batch) if error is not None else done.result())
+
+    def _answer(self, batch: Sequence[_Waiting[S, R]], results: Sequence[R | BaseException]) -> None:
+        for waiting, result in zip(batch, results, strict=True):
+            if waiting.answer.done():
+                continue  # the loop is ending
+            if isinstance(result, BaseException):
+                waiting.answer.set_exception(result)
+            else:
+                waiting.answer.set_result(result)
+        self._running = ()
+        if self._waiting:
+            self._write_next()
+
+
 class Bridge(Generic[S, R]):
     """All lanes of one server.
 
     Args:
         commit: takes a batch of submissions and answers each with its result or its error; runs in the ledger's thread.
+        store_documents: makes a batch of documents durable; runs in the index's thread.
         worker_threads: threads for pack ingest and proof.
         worker_queue_max: jobs that may wait for them; admission of uploads keeps it from filling.
         reader_threads: reads at once.
@@ -125,6 +214,7 @@ class Bridge(Generic[S, R]):
     def __init__(
         self,
         commit: Callable[[Sequence[S]], Sequence[R | CasstoreError]],
+        store_documents: Callable[[Sequence[bytes]], Sequence[None]],
         *,
         worker_threads: int = 3,
         worker_queue_max: int = 256,
@@ -133,15 +223,17 @@ class Bridge(Generic[S, R]):
         writer_queue_max: int = WRITER_QUEUE_MAX,
         group_commit_max: int = GROUP_COMMIT_MAX,
     ) -> None:
-        self._commit = commit
-        self._group_commit_max = group_commit_max
         self.readers = Lane("readers", threads=reader_threads, queue_max=reader_queue_max)
         self.workers = Lane("workers", threads=worker_threads, queue_max=worker_queue_max)
         self.index_writer = Lane("index writer", threads=1, queue_max=writer_queue_max)
         self.ledger_writer = Lane("ledger writer", threads=1, queue_max=writer_queue_max)
-        self._submissions_max = writer_queue_max
-        self._waiting: deque[_Waiting[S, R]] = deque()
-        self._running: Sequence[_Waiting[S, R]] = ()
+        # LIMIT: each submission is an entry of the log, each document at most 1 MiB of a pack: a batch stays below a second.
+        self._commits: Gatherer[S, R] = Gatherer(
+            self.ledger_writer, commit, waiting_max=writer_queue_max, batch_max=group_commit_max, what="flips"
+        )
+        self._documents: Gatherer[bytes, None] = Gatherer(
+            self.index_writer, store_documents, waiting_max=DOCUMENTS_MAX, batch_max=DOCUMENTS_MAX, what="documents"
+        )
         self.sealed = asyncio.Event()
 
     async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -171,55 +263,33 @@ class Bridge(Generic[S, R]):
 
         Durability: the result is durable, signed and published when this returns.
         """
-        if len(self._waiting) >= self._submissions_max:
-            raise Overloaded(f"{len(self._waiting)} flips wait already: nothing was done, try again", retry_after_s=1)
-        if not self._running:
-            self.ledger_writer.demand_room()
-        waiting: _Waiting[S, R] = _Waiting(submission, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if not self._running:
-            self._commit_next()
-        return await self._watch(asyncio.shield(waiting.answer))
+        return await self._watch(self._commits.submit(submission))
+
+    async def store_document(self, document: bytes) -> None:
+        """Store a snapshot document, in one pack together with whatever others wait: small objects do not become a pack each.
+
+        Raises:
+            Overloaded: too many wait; this one was not taken.
+
+        Durability: the document can be read when this returns, after any crash.
+        """
+        await self._watch(self._documents.submit(document))
 
     @property
     def depths(self) -> Mapping[str, int]:
         """Jobs that wait or run, by lane."""
         lanes = (self.readers, self.workers, self.index_writer, self.ledger_writer)
-        return {lane.name: lane.depth for lane in lanes} | {"submissions": len(self._waiting)}
+        return {lane.name: lane.depth for lane in lanes} | {
+            "submissions": self._commits.depth,
+            "documents": self._documents.depth,
+        }
 
     async def close(self) -> None:
         """Run what was accepted, then end all threads.  Nothing may be handed in any more."""
-        while self._running:
-            await asyncio.wait([waiting.answer for waiting in self._running])
+        await self._commits.drain()
+        await self._documents.drain()
         for lane in (self.readers, self.workers, self.index_writer, self.ledger_writer):
             await lane.close()
-
-    def _commit_next(self) -> None:
-        # LIMIT: one entry of the log each; a batch of this size stays far below one second.
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._group_commit_max))]
-        self._running = batch
-        try:
-            future = self.ledger_writer.start(self._commit, [waiting.submission for waiting in batch])
-        except Overloaded as error:
-            self._answer(batch, [error] * len(batch))
-            return
-        future.add_done_callback(lambda done: self._committed(batch, done))
-
-    def _committed(self, batch: Sequence[_Waiting[S, R]], done: asyncio.Future[Sequence[R | CasstoreError]]) -> None:
-        error = done.exception()
-        self._answer(batch, [error] * len(batch) if error is not None else done.result())
-
-    def _answer(self, batch: Sequence[_Waiting[S, R]], results: Sequence[R | BaseException]) -> None:
-        for waiting, result in zip(batch, results, strict=True):
-            if waiting.answer.done():
-                continue  # the loop is ending
-            if isinstance(result, BaseException):
-                waiting.answer.set_exception(result)
-            else:
-                waiting.answer.set_result(result)
-        self._running = ()
-        if self._waiting:
-            self._commit_next()
 
     async def _watch(self, job: asyncio.Future[T] | Coroutine[object, object, T]) -> T:
         try:

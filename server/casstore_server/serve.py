@@ -20,7 +20,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -101,8 +101,14 @@ async def open_server(
         # ORDER: closed last of all that touches it; callbacks run in reverse.
         stack.push_async_callback(asyncio.to_thread, store.close)
         limits = settings.limits
+
+        def store_documents(documents: Sequence[bytes]) -> Sequence[None]:
+            store.snapshots.put(documents)
+            return [None] * len(documents)
+
         bridge = Bridge(
             store.pointers.submit,
+            store_documents,
             worker_threads=bounds.worker_threads,
             reader_threads=limits.reader_threads,
             reader_queue_max=limits.reader_queue,

@@ -79,6 +79,10 @@ async def test_an_error_in_a_thread_reaches_the_one_who_waits() -> None:
     await lane.close()
 
 
+def no_documents(documents: Sequence[bytes]) -> Sequence[None]:
+    raise AssertionError("nobody stores a document here")
+
+
 class Ledger:
     """Takes batches; the first one waits at a gate, so that others gather behind it."""
 
@@ -98,7 +102,7 @@ class Ledger:
 async def test_an_idle_ledger_commits_at_once_and_gathers_while_it_is_busy() -> None:
     """Without the first, one engineer's flip would wait for company; without the second, each would pay its own fsync."""
     ledger = Ledger()
-    bridge: Bridge[int, str] = Bridge(ledger.commit, group_commit_max=4)
+    bridge: Bridge[int, str] = Bridge(ledger.commit, no_documents, group_commit_max=4)
     tasks = [asyncio.create_task(bridge.submit(0))]
     await wait_for(ledger.gate.began)
     tasks += [asyncio.create_task(bridge.submit(number)) for number in range(1, 7)]
@@ -115,7 +119,7 @@ async def test_an_idle_ledger_commits_at_once_and_gathers_while_it_is_busy() -> 
 
 async def test_submissions_are_bounded_too() -> None:
     ledger = Ledger()
-    bridge: Bridge[int, str] = Bridge(ledger.commit, writer_queue_max=2)
+    bridge: Bridge[int, str] = Bridge(ledger.commit, no_documents, writer_queue_max=2)
     tasks = [asyncio.create_task(bridge.submit(0))]
     await wait_for(ledger.gate.began)
     tasks += [asyncio.create_task(bridge.submit(number)) for number in (2, 4)]
@@ -130,7 +134,7 @@ async def test_submissions_are_bounded_too() -> None:
 async def test_closing_runs_what_was_accepted() -> None:
     """A stop in the middle of a deploy must answer the flips that it took, or their callers cannot know."""
     ledger = Ledger()
-    bridge: Bridge[int, str] = Bridge(ledger.commit)
+    bridge: Bridge[int, str] = Bridge(ledger.commit, no_documents)
     tasks = [asyncio.create_task(bridge.submit(0))]
     await wait_for(ledger.gate.began)
     tasks.append(asyncio.create_task(bridge.submit(2)))
@@ -146,7 +150,7 @@ async def test_an_unknown_outcome_reaches_the_whole_batch_and_marks_the_store_se
     def commit(batch: Sequence[int]) -> Sequence[str | CasstoreError]:
         raise OutcomeUnknown("fsync failed")
 
-    bridge: Bridge[int, str] = Bridge(commit)
+    bridge: Bridge[int, str] = Bridge(commit, no_documents)
     results = await asyncio.gather(bridge.submit(1), bridge.submit(2), return_exceptions=True)
     assert [type(result) for result in results] == [OutcomeUnknown, OutcomeUnknown]
     assert bridge.sealed.is_set()
@@ -157,8 +161,29 @@ async def test_an_unknown_outcome_of_one_submission_marks_the_store_sealed() -> 
     def commit(batch: Sequence[int]) -> Sequence[str | CasstoreError]:
         return [OutcomeUnknown("fsync failed")]
 
-    bridge: Bridge[int, str] = Bridge(commit)
+    bridge: Bridge[int, str] = Bridge(commit, no_documents)
     with pytest.raises(OutcomeUnknown):
         await bridge.submit(1)
     assert bridge.sealed.is_set()
+    await bridge.close()
+
+
+async def test_documents_that_come_together_are_stored_together() -> None:
+    """Else a hundred snapshots a minute are a hundred packs a minute, for ever."""
+    gate, batches = Gate(), []
+
+    def store(documents: Sequence[bytes]) -> Sequence[None]:
+        batches.append(list(documents))
+        if len(batches) == 1:
+            gate()
+        return [None] * len(documents)
+
+    bridge: Bridge[int, str] = Bridge(Ledger().commit, store)
+    first = asyncio.create_task(bridge.store_document(b"0"))
+    await wait_for(gate.began)
+    others = [asyncio.create_task(bridge.store_document(b"%d" % number)) for number in range(1, 5)]
+    await asyncio.sleep(0)
+    gate.release.set()
+    await asyncio.gather(first, *others)
+    assert batches == [[b"0"], [b"1", b"2", b"3", b"4"]]
     await bridge.close()

@@ -63,7 +63,7 @@ def build_config(context: Context) -> ServerConfig:
             "pack_target_bytes": PACK_TARGET_BYTES,
             "pack_size_bytes": min(PACK_SIZE_MAX_BYTES, limits.pack_size_bytes),
             "pack_frames": PACK_FRAMES_MAX,
-            "packs_per_push": min(PACKS_PER_PUSH_IN_FLIGHT, limits.packs_per_push),
+            "packs_per_push": PACKS_PER_PUSH_IN_FLIGHT,
             "range_request_bytes": RANGE_REQUEST_MAX_BYTES,
         },
     )

@@ -33,10 +33,8 @@ async def publish(request: web.Request) -> web.Response:
     assert isinstance(args, SnapshotArgs)
     document = decode_b64(body.document)
     _hold_against(document, args)
-    snapshots = context.store.snapshots
     # ORDER: the content before the document, the document before the entry that says that it exists.
-    sealed = await context.bridge.work(snapshots.seal, [document])
-    await context.bridge.write_index(snapshots.record, sealed)
+    await context.bridge.store_document(document)
     return respond_submitted(await submit_signed(context, body.intent, args))
 
 
