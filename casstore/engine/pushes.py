@@ -59,7 +59,9 @@ class Proof(NamedTuple):
     push: PushId
     artifact: NewArtifact
     keys: list[bytes]
-    """Memo keys of what was proven now."""
+    """Memo keys of the pages, or of the blob, that were proven now."""
+    tree_keys: list[bytes]
+    """The memo key of the tree itself; none for a blob."""
     layouts: list[SealedPack]
     """The layouts that were proven now, in packs of their own that nobody knows yet."""
     read_bytes: int
@@ -199,7 +201,7 @@ class PushService:
             raise
         artifact = NewArtifact(push, name, request.kind, digest, tuple(request.labels), commit.size_bytes, commit.files)
         layouts = list(self._seal_layouts(commit.proven))
-        return Proof(push, artifact, commit.keys, layouts, sum(commit.read))
+        return Proof(push, artifact, commit.keys, commit.tree_keys, layouts, sum(commit.read))
 
     def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
         """Write layouts that have been proven into packs of the store's own."""
@@ -225,13 +227,16 @@ class PushService:
             StoreFull, OutcomeUnknown: as the index says.
         """
         index = self._packs.index
-        # ORDER: the memo before the layouts: a layout that the index knows is a proven one.
-        # CRASH: between the two the memo remembers a layout that nobody finds; the push begins again and brings it
-        # again.
-        if proof.keys:
-            index.memo_add(proof.keys)
+        # ORDER: the memo before the layouts: a layout that the index knows is a proven one.  The tree's own key behind
+        # them: a tree that the memo knows lacks nothing.
+        # CRASH: in between the memo remembers a layout that nobody finds; the push begins again and brings it again.
+        first, last = (proof.keys, proof.tree_keys) if proof.layouts else ([*proof.keys, *proof.tree_keys], [])
+        if first:
+            index.memo_add(first)
         for sealed in proof.layouts:
             self._packs.record_objects(sealed)
+        if last:
+            index.memo_add(last)
         self.sessions.forget_layouts(proof.push, [row.id for sealed in proof.layouts for row in sealed.frames])
         return Remembered(proof)
 
@@ -277,6 +282,7 @@ class _Commit:
         self.size_bytes = 0
         self.files = 0
         self.keys: list[bytes] = []
+        self.tree_keys: list[bytes] = []
         self.proven: list[tuple[bytes, Location]] = []
         self.read: list[int] = []
 
@@ -306,7 +312,7 @@ class _Commit:
         if self._gaps.count:
             raise self._gaps.error(f"tree {digest}")
         verifier.finish()
-        self.keys.append(tree_proof_key(digest))
+        self.tree_keys.append(tree_proof_key(digest))
 
     def _batch_units(self, verifier: TreeVerifier | None, pages: Sequence[PageDigest]) -> Iterator[Unit]:
         layouts = self._layouts(pages)

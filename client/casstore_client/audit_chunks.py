@@ -22,7 +22,14 @@ from weakref import WeakValueDictionary
 
 from casstore.errors import AccessError, CasstoreError, DamagedObject, InvalidInput, MalformedDocument, Unavailable
 from casstore.formats.layout import Extent
-from casstore.formats.pack import FRAME_HEADER_BYTES, PACK_HEADER_BYTES, PACK_MAGIC, ObjectKind, decode_frame, open_frame
+from casstore.formats.pack import (
+    FRAME_HEADER_BYTES,
+    PACK_HEADER_BYTES,
+    PACK_MAGIC,
+    ObjectKind,
+    decode_frame,
+    open_frame,
+)
 from casstore.formats.tree import EMPTY_DIGEST, EntryType, TreeEntry
 from casstore.hashing import Blake3Hasher
 from casstore.ids import ChunkId, PackId, SnapshotDigest
@@ -315,7 +322,9 @@ def _open_chunks(data: bytes, start: int, chunks: Sequence[_Wanted]) -> list[tup
         try:
             frame = decode_frame(view[offset - start : offset - start + length], offset)
             if frame.kind is not ObjectKind.CHUNK or frame.id != chunk.id or frame.plain_length != chunk.length:
-                raise MalformedDocument(f"there is the {frame.kind.name} {frame.id.hex()} of {frame.plain_length} bytes")
+                raise MalformedDocument(
+                    f"there is the {frame.kind.name} {frame.id.hex()} of {frame.plain_length} bytes"
+                )
             chunk.plain = open_frame(frame)
         except (DamagedObject, InvalidInput) as error:
             damaged.append((chunk, error))

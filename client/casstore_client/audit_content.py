@@ -12,26 +12,25 @@ Source: docs/formats/tree.md, docs/formats/layout.md
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Self
+from typing import Final, Self
 
 from casstore.errors import (
     AccessError,
-    BlobNotFound,
     CasstoreError,
     DigestMismatch,
-    InvalidInput,
-    SnapshotNotFound,
+    MalformedDocument,
     Unavailable,
 )
 from casstore.formats.layout import decode_layout, verify_layout_fits
 from casstore.formats.snapshot import Component, Snapshot, decode_snapshot, snapshot_digest
-from casstore.formats.tree import EntryType, PageRef, TreeEntry, TreeVerifier, decode_page, page_digest
+from casstore.formats.tree import EMPTY_DIGEST, EntryType, PageRef, TreeEntry, TreeVerifier, decode_page, page_digest
 from casstore.ids import BlobDigest, PageDigest, SnapshotDigest, TreeDigest
-from casstore.limits import PAGES_REQUEST_MAX, SNAPSHOT_SIZE_MAX_BYTES
-from casstore.wire import MEDIA_SNAPSHOT, PageRecord
+from casstore.limits import LAYOUT_SIZE_MAX_BYTES, PAGE_SIZE_MAX_BYTES, PAGES_REQUEST_MAX, SNAPSHOT_SIZE_MAX_BYTES
+from casstore.wire import LOCATIONS_MAX_BYTES, MEDIA_IDS, MEDIA_PAGES, MEDIA_SNAPSHOT, PageRecord, PageRecordDecoder
 from casstore_client.audit_chunks import ChunkAudit, Needs
 from casstore_client.audit_report import Affected, AuditFinding, Findings
 from casstore_client.errors import ProtocolError, TransportError
@@ -39,7 +38,8 @@ from casstore_client.pages import Page, fetch_blob_page, fetch_root, stream_reco
 from casstore_client.planning import blob_job
 from casstore_client.transport import Transport
 
-LEVEL = 7
+LEVEL: Final = 7
+_RECORD_MAX_BYTES: Final = 64 + PAGE_SIZE_MAX_BYTES + LAYOUT_SIZE_MAX_BYTES + LOCATIONS_MAX_BYTES
 
 
 class _PageSpool:
@@ -58,6 +58,9 @@ class _PageSpool:
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def add(self, digest: bytes, data: bytes) -> None:
         self._places[digest] = (self._end, len(data))
@@ -93,7 +96,7 @@ class ContentAudit:
     @property
     def pages(self) -> int:
         """Distinct pages that are in order."""
-        return len(self._spool._places)
+        return len(self._spool)
 
     async def run(self, snapshots: Mapping[SnapshotDigest, int]) -> None:
         """Look at all of them.
@@ -129,9 +132,8 @@ class ContentAudit:
         except (TransportError, Unavailable, AccessError):
             raise
         except CasstoreError as error:
-            if isinstance(error, SnapshotNotFound):
-                error.detail = "it is not there"
-            self._report(f"snapshot {digest}", f"published by entry {index}", error, index, [Affected(snapshot=str(digest))])
+            needy = [Affected(snapshot=str(digest))]
+            self._report(f"snapshot {digest}", f"published by entry {index}", error, index, needy)
             return None
 
     async def _component(self, needs: Needs, component: Component) -> None:
@@ -153,28 +155,29 @@ class ContentAudit:
         job, extents = blob_job(b"", None, digest, page)
         entry = TreeEntry(b"", EntryType.FILE, 0o644, job.size, digest)
         verify_layout_fits(page.layout, [entry])
-        if not extents and digest != BlobDigest(_EMPTY):
-            raise BlobNotFound("its layout says that it is empty, its digest says otherwise")
+        if not extents and digest != EMPTY_DIGEST:
+            raise MalformedDocument("its layout says that it is empty, its digest says otherwise")
         await self._chunks.take(needs, Page(page.digest, [entry], page.layout, page.chunks))
 
     async def _tree(self, needs: Needs, digest: TreeDigest) -> None:
-        verifier: TreeVerifier | None = await fetch_root(self._transport, digest)
-        assert verifier is not None
+        verifier = await fetch_root(self._transport, digest)
         refs = verifier.pages
         wanted = [ref for ref in refs if ref.digest not in self._spool and ref.digest not in self._bad_pages]
         async with aclosing(self._records(digest, wanted)) as records:
             async for ref, record in records:
-                page = self._open(needs, ref, record)
-                if page is not None:
-                    self._spool.add(ref.digest, record.page)
-                    await self._chunks.take(needs, page)
-                else:
+                page = await asyncio.to_thread(self._open, needs, ref, record)
+                if page is None:
                     self._bad_pages.add(ref.digest)
+                else:
+                    await self._chunks.take(needs, page)
         # What holds between pages can only be said of a tree all of whose pages are there.
         if self._bad_pages.isdisjoint(ref.digest for ref in refs):
-            for ref in refs:
-                verifier.add_page(self._spool.read(ref.digest))
-            verifier.finish()
+            await asyncio.to_thread(self._hold_together, verifier)
+
+    def _hold_together(self, verifier: TreeVerifier) -> None:
+        for ref in verifier.pages:
+            verifier.add_page(self._spool.read(ref.digest))
+        verifier.finish()
 
     def _open(self, needs: Needs, ref: PageRef, record: PageRecord | CasstoreError) -> Page | None:
         """Hold one page by itself against what the root says, and its layout against it."""
@@ -193,16 +196,17 @@ class ContentAudit:
             what = f"page {ref.digest}"
             self._report(what, "its page, layout or places", error, needs.entry, needs.affected([ref.first_path]))
             return None
+        self._spool.add(ref.digest, record.page)
         return Page(ref.digest, entries, layout, record.chunks)
 
     async def _records(
         self, tree: TreeDigest, refs: Sequence[PageRef]
-    ) -> AsyncGenerator[tuple[PageRef, PageRecord], None]:
-        """The records of pages, in order; one that cannot be had is reported, and the others still come."""
+    ) -> AsyncGenerator[tuple[PageRef, PageRecord | CasstoreError], None]:
+        """The records of pages, in order; for one that cannot be had the reason, and the others still come."""
         at = 0
         while at < len(refs):
+            part = [ref.digest for ref in refs[at : at + PAGES_REQUEST_MAX]]
             try:
-                part = [ref.digest for ref in refs[at : at + PAGES_REQUEST_MAX]]
                 async with aclosing(stream_records(self._transport, tree, part)) as stream:
                     async for records in stream:
                         for record in records[: len(refs) - at]:
@@ -210,14 +214,45 @@ class ContentAudit:
                             at += 1
             except (Unavailable, AccessError):
                 raise
-            except CasstoreError as error:
-                if at >= len(refs):
-                    return
-                # The server cuts a stream where it meets damage.  Asked for one page, it says what it is.
-                alone = await self._record_alone(tree, refs[at], error)
-                if alone is not None:
-                    yield refs[at], alone
+            except CasstoreError:
+                pass  # the server cuts a stream where it meets damage; asked for one page, it says what it is
+            if at < len(refs):
+                yield refs[at], await self._record_alone(tree, refs[at].digest)
                 at += 1
 
-    async def _record_alone(self, tree: TreeDigest, ref: PageRef, cause: CasstoreError) -> PageRecord | None:
-        return None
+    async def _record_alone(self, tree: TreeDigest, page: PageDigest) -> PageRecord | CasstoreError:
+        try:
+            reply = await self._transport.request(
+                "POST",
+                f"/v1/trees/{tree}/pages",
+                step="pages",
+                media=MEDIA_PAGES,
+                body=page,
+                body_media=MEDIA_IDS,
+                max_bytes=_RECORD_MAX_BYTES,
+                repeatable=True,
+            )
+            decoder = PageRecordDecoder()
+            records = decoder.feed(reply.body)
+            decoder.finish()
+        except (TransportError, Unavailable, AccessError):
+            raise
+        except CasstoreError as error:
+            return error
+        return records[0] if len(records) == 1 else ProtocolError(f"{len(records)} pages came for one")
+
+    def _report(
+        self, what: str, where: str, error: CasstoreError, index: int, affects: Sequence[Affected] = ()
+    ) -> None:
+        self._findings.add(
+            AuditFinding(
+                level=LEVEL,
+                code=error.code,
+                object=what,
+                where=error.fields.get("where") or where,
+                expected=error.fields.get("expected") or what,
+                found=error.fields.get("found") or error.detail,
+                affects=list(affects),
+            ),
+            index,
+        )

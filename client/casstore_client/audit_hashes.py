@@ -102,7 +102,7 @@ class LogImage:
 class _Mismatch(NamedTuple):
     """An entry whose bytes do not hash to what its tile says."""
 
-    index: int
+    idx: int
     in_tile: bytes
     of_bytes: bytes
 
@@ -190,9 +190,7 @@ async def _fetch_leaves(transport: Transport, size: int, growing: _Growing, find
         findings.tell(1, growing.by_tile.size, size)
 
 
-async def _hold_upper_tiles(
-    transport: Transport, size: int, upper: dict[int, list[bytes]], findings: Findings
-) -> None:
+async def _hold_upper_tiles(transport: Transport, size: int, upper: dict[int, list[bytes]], findings: Findings) -> None:
     """Hold the tiles of level 1 and above against the hashes that were computed."""
     for tile in tiles_for_size(size):
         if tile.level in (0, ENTRIES):
@@ -249,7 +247,7 @@ def _judge(checkpoint: Checkpoint, image: LogImage, growing: _Growing, findings:
                 expected=checkpoint.root.hex(),
                 found=growing.by_tile.root.hex(),
             ),
-            growing.mismatches[0].index if growing.mismatches else None,
+            growing.mismatches[0].idx if growing.mismatches else None,
         )
 
 

@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The bearer token, or None if none is configured.
 
         Raises:
-            ConfigurationError: the token file can not be read.
+            ConfigurationError: the token file cannot be read.
         """
         if self.token is not None:
             return self.token
@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The text of the signing key.
 
         Raises:
-            ConfigurationError: no key is configured, or it can not be read.
+            ConfigurationError: no key is configured, or it cannot be read.
         """
         if self.key_file is None:
             raise ConfigurationError(
@@ -91,7 +91,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environ: Mapping[str, 
         ConfigurationError: the file is not TOML, has an unknown setting, or ``$CASSTORE_CONFIG`` names none.
     """
     path = config_path(environ)
-    values = _read_file(path, must_exist="CASSTORE_CONFIG" in environ)
+    values = read_file(path, must_exist="CASSTORE_CONFIG" in environ)
     found = path if values is not None else None
     values = values or {}
     given = {name: environ[f"CASSTORE_{name.upper()}"] for name in SETTINGS if environ.get(f"CASSTORE_{name.upper()}")}
@@ -106,7 +106,12 @@ def load_settings(flags: Mapping[str, Any] | None = None, environ: Mapping[str, 
     return Settings(**values, source=found)
 
 
-def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any] | None:
+def read_file(path: Path, *, must_exist: bool) -> dict[str, Any] | None:
+    """The settings of a configuration file, paths made whole; None if it is not there.
+
+    Raises:
+        ConfigurationError: it cannot be read, has an unknown setting, or is not there and must be.
+    """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -114,7 +119,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any] | None:
             raise ConfigurationError(f"CASSTORE_CONFIG names {path}, which does not exist") from None
         return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"the configuration {path} can not be read: {error}") from error
+        raise ConfigurationError(f"the configuration {path} cannot be read: {error}") from error
     for name, value in values.items():
         if name not in SETTINGS or not isinstance(value, str):
             raise ConfigurationError(
@@ -130,7 +135,7 @@ def _read_secret(path: Path, what: str) -> str:
     try:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the {what} {path} can not be read: {error}") from error
+        raise ConfigurationError(f"the {what} {path} cannot be read: {error}") from error
 
 
 def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:

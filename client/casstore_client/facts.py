@@ -73,7 +73,9 @@ class Facts(NamedTuple):
         try:
             flips = flips_of(proven.entry)
         except (InvalidInput, Unsupported) as error:
-            raise VerificationError(f"entry {index} is a flip that cannot be read: {error.detail}", index=index) from error
+            raise VerificationError(
+                f"entry {index} is a flip that cannot be read: {error.detail}", index=index
+            ) from error
         for flipped in flips:
             if flipped.pointer == name:
                 return proven, flipped
@@ -113,7 +115,9 @@ def check_bundle(bundle: ProofBundle, checkpoint: Checkpoint) -> Facts:
     for leaf in leaves:
         last = leaf.flip if isinstance(leaf, PointerLeaf) else leaf.idx
         if last >= checkpoint.size:
-            raise VerificationError(f"the state says that {leaf.key} was changed by entry {last}, which is not there yet")
+            raise VerificationError(
+                f"the state says that {leaf.key} was changed by entry {last}, which is not there yet"
+            )
     return Facts(checkpoint, head, entries, {leaf.key: leaf for leaf in leaves})
 
 

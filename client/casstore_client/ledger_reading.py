@@ -32,7 +32,7 @@ from casstore.formats.entry import decode_entry
 from casstore.formats.proof import decode_proof, open_proof
 from casstore.formats.snapshot import Snapshot, decode_snapshot, snapshot_digest
 from casstore.ids import PointerName, SnapshotDigest
-from casstore.limits import NOTE_SIZE_MAX_BYTES, SNAPSHOT_SIZE_MAX_BYTES
+from casstore.limits import SNAPSHOT_SIZE_MAX_BYTES
 from casstore.merkle import leaf_hash
 from casstore.wire import (
     MEDIA_SNAPSHOT,
@@ -57,7 +57,7 @@ from casstore_client.errors import ProtocolError
 from casstore_client.facts import ProvenEntry
 from casstore_client.transport import Transport, quote_segment
 from casstore_client.trust_store import TrustStore
-from casstore_client.verified_log import VerifiedLog
+from casstore_client.verified_log import VerifiedLog, fetch_note
 
 _OPERATION_TIMEOUT_S: Final = 24 * 3600.0  # fsck of a large store says nothing until it is done
 _TEXT: Final = "text/plain"
@@ -306,9 +306,7 @@ class LedgerReader:
         log = self.verified_log()
         proven = await self.entry(index)
         params = {"index": str(index)}
-        reply = await self.transport.request(
-            "GET", "/v1/log/proof/inclusion", step="proof", media=_TEXT, params=params
-        )
+        reply = await self.transport.request("GET", "/v1/log/proof/inclusion", step="proof", media=_TEXT, params=params)
         trust = log.trust
         try:
             at = decode_proof(reply.body).index
@@ -359,14 +357,6 @@ class LedgerReader:
         """Have the server check its store; ``full`` re-hashes all content."""
         path = "/v1/fsck?full=1" if full else "/v1/fsck"
         return await self.transport.send_json("POST", path, {}, FsckReport, step="fsck", timeout_s=_OPERATION_TIMEOUT_S)
-
-
-async def fetch_note(transport: Transport) -> bytes:
-    """The newest checkpoint's note, unverified."""
-    reply = await transport.request(
-        "GET", "/log/checkpoint", step="checkpoint", media=_TEXT, max_bytes=NOTE_SIZE_MAX_BYTES
-    )
-    return reply.body
 
 
 def query(**values: object) -> dict[str, str]:

@@ -91,9 +91,7 @@ class TrustStore:
                 self._save(state)
                 return True
         except OSError as error:
-            raise ConfigurationError(
-                f"the verified state {self._path} cannot be written: {error.strerror}"
-            ) from error
+            raise ConfigurationError(f"the verified state {self._path} cannot be written: {error.strerror}") from error
 
     def keep_contradiction(self, held: bytes, shown: bytes) -> Path:
         """Keep two statements that contradict each other, as evidence.

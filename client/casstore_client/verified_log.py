@@ -22,6 +22,7 @@ from casstore.formats.checkpoint import Checkpoint, OpenedCheckpoint, encode_che
 from casstore.formats.policy import Policy
 from casstore.formats.state import PointerLeaf, PolicyLeaf
 from casstore.formats.trust import TrustFile, VerifiedState
+from casstore.limits import NOTE_SIZE_MAX_BYTES
 from casstore.merkle import verify_consistency
 from casstore.transitions.authority import Judged, judge_entry, next_policy
 from casstore.wire import ConsistencyAnswer, EntryList, ProofBundle
@@ -311,6 +312,14 @@ class VerifiedLog:
             raise VerificationError("the server shows no policy at all", index=0)
         self._steps = steps
         return steps
+
+
+async def fetch_note(transport: Transport) -> bytes:
+    """The newest checkpoint's note, unverified."""
+    reply = await transport.request(
+        "GET", "/log/checkpoint", step="checkpoint", media="text/plain", max_bytes=NOTE_SIZE_MAX_BYTES
+    )
+    return reply.body
 
 
 def judge_step(policy: Policy | None, proven: ProvenEntry) -> Policy:

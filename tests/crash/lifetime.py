@@ -210,10 +210,9 @@ class Life:
         try:
             answer = self.script.ask(store, step)
         except CasstoreError as again:
-            if isinstance(error, OutcomeUnknown):
-                assert isinstance(again, OutcomeUnknown), f"{step}: sealed by {error!r}, then {again!r}"
-            else:
-                assert self._is_disk_dead, f"{step}: {error!r} sealed nothing, but then came {again!r}"
+            if not self._is_disk_dead:
+                sealed = isinstance(error, OutcomeUnknown) and isinstance(again, OutcomeUnknown)
+                assert sealed, f"{step}: {error!r}, and with a disk that works again {again!r}"
             self._look(store)
             return False
         assert not isinstance(error, OutcomeUnknown), f"{step}: done after {error!r}"

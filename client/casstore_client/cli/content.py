@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def push(path: str, name: str | None, labels: tuple[str, ...], settings: Setting
 
     Only what the server does not have travels. The answer comes after everything is durable and every file has been reassembled.
     """
-    with open_client(settings) as client, ProgressLine(out) as progress:
+    with open_client(settings, content=True) as client, ProgressLine(out) as progress:
         result = client.push(path, name=name, labels=parse_labels(labels), progress=progress.update)
     document = {
         "digest": result.artifact.digest,
@@ -71,7 +72,7 @@ def pull(digest: str, dest: str, replace: bool, no_sync: bool, settings: Setting
 
     Every file is verified. DEST appears whole or not at all.
     """
-    with open_client(settings) as client, ProgressLine(out) as progress:
+    with open_client(settings, content=True) as client, ProgressLine(out) as progress:
         _, whole = client.resolve_artifact(digest)
         result = client.pull(whole, dest, replace=replace, sync=not no_sync, progress=progress.update)
     document = {
@@ -98,10 +99,10 @@ def pull(digest: str, dest: str, replace: bool, no_sync: bool, settings: Setting
 @connecting
 def cat(digest: str, path: str | None, settings: Settings) -> None:
     """Print the blob DIGEST, or the file PATH of the tree DIGEST, to stdout; verified piece by piece."""
-    with open_client(settings) as client:
-        kind, whole = client.resolve_artifact(digest)
+    with open_client(settings, content=True) as client:
+        _, whole = client.resolve_artifact(digest)
         target = sys.stdout.buffer
-        for piece in client.cat(whole, None if path is None else path.encode("utf-8", "surrogateescape"), kind=kind):
+        for piece in client.cat(whole, None if path is None else os.fsencode(path)):
             target.write(piece)
         target.flush()
 
@@ -114,9 +115,9 @@ def cat(digest: str, path: str | None, settings: Settings) -> None:
 @speaking
 def ls(digest: str, path: str, recursive: bool, settings: Settings, out: Output) -> None:
     """List the tree DIGEST, or what lies at PATH in it."""
-    with open_client(settings) as client:
+    with open_client(settings, content=True) as client:
         _, whole = client.resolve_artifact(digest)
-        entries = list(client.ls(whole, path.encode("utf-8", "surrogateescape"), recursive=recursive))
+        entries = list(client.ls(whole, os.fsencode(path), recursive=recursive))
 
     def people() -> None:
         rows = [[_mode(e), human_bytes(e.size) if e.type is EntryType.FILE else "", _name(e)] for e in entries]
@@ -157,7 +158,7 @@ def _entry_document(entry: TreeEntry) -> dict[str, object]:
 @speaking
 def diff(a: str, b: str, settings: Settings, out: Output) -> None:
     """Compare two trees, two snapshots, or what two pointers name: what was added, changed and removed, with sizes."""
-    with open_client(settings) as client:
+    with open_client(settings, content=True) as client:
         found = client.diff(client.resolve(a), client.resolve(b))
 
     def people() -> None:
@@ -204,7 +205,7 @@ def artifacts(
     name: str | None, label: str | None, limit: int, after: str | None, settings: Settings, out: Output
 ) -> None:
     """List what was pushed, newest first."""
-    with open_client(settings) as client:
+    with open_client(settings, content=True) as client:
         found = client.artifacts(name=name, label=label, limit=limit, after=after)
 
     def people() -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -43,7 +43,7 @@ def create_token(name: str, permissions: tuple[str, ...], expires: str | None, s
     PERMISSION is one of content:read, content:push, snapshot:publish, pointer:read:GLOB, flip:GLOB, rollback:GLOB, mark:GLOB, hold:GLOB,
     freeze:GLOB, approve:GLOB, host:report, operate, admin.
     """
-    with open_client(settings) as client:
+    with open_client(settings, content=True) as client:
         made = client.token_create(
             name, list(permissions), expires_in_s=None if expires is None else parse_duration(expires)
         )
@@ -69,7 +69,7 @@ def parse_duration(text: str) -> int:
 @speaking
 def list_tokens(settings: Settings, out: Output) -> None:
     """List tokens; never their secrets."""
-    with open_client(settings) as client:
+    with open_client(settings, content=True) as client:
         found = client.token_list()
 
     def people() -> None:
@@ -85,7 +85,7 @@ def list_tokens(settings: Settings, out: Output) -> None:
 @speaking
 def revoke_token(token_id: str, settings: Settings, out: Output) -> None:
     """Revoke a token: the next request that shows it is refused."""
-    with open_client(settings) as client:
+    with open_client(settings, content=True) as client:
         client.token_revoke(token_id)
     out.emit({"id": token_id, "revoked": True}, lambda: click.echo(f"revoked {token_id}"))
 
@@ -164,7 +164,7 @@ def show_policy(settings: Settings, out: Output) -> None:
 @click.option("--reason", "-m", default="", metavar="TEXT", help="Why; stands in the log for ever.")
 @signing
 @speaking
-def set_policy(file: click.utils.LazyFile, reason: str, settings: Settings, out: Output) -> None:
+def set_policy(file: BinaryIO, reason: str, settings: Settings, out: Output) -> None:
     """Replace the policy by the JSON in FILE (- for stdin); its version must be the next one.
 
     \b

@@ -16,7 +16,6 @@ from casstore_client.cli.session import connecting, open_client, open_signing_cl
 
 if TYPE_CHECKING:
     from casstore_client.blocking import Client
-
     from casstore_client.config import Settings
 
 _EXPECT = click.option(
@@ -273,7 +272,7 @@ def release(pointer: str, reason: str, settings: Settings, out: Output) -> None:
 @_REASON
 @signing
 @speaking
-def mark(verdict: str, pointer: str, snapshot: str | None, reason: str, settings: Settings, out: Output) -> None:
+def mark(verdict: Verdict, pointer: str, snapshot: str | None, reason: str, settings: Settings, out: Output) -> None:
     """Mark SNAPSHOT (by default the one that POINTER names now) good or bad for POINTER.
 
     A rollback never goes to a snapshot that is marked bad.

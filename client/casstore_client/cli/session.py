@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casstore_client.config import Settings, load_settings
+from casstore.errors import ConfigurationError, InvalidInput
+from casstore_client.config import Settings, load_settings, state_dir
 
 if TYPE_CHECKING:
+    from casstore.signing import SigningKey
     from casstore_client.blocking import Client
+    from casstore_client.trust_store import TrustStore
 
 
 def connecting(command: Any) -> Any:
@@ -49,14 +52,69 @@ def _as_command(wrapped: Any, command: Any) -> Any:
     return wrapped
 
 
+def open_trust(settings: Settings) -> TrustStore | None:
+    """What this user trusts; None if no trust file is configured.
+
+    Raises:
+        ConfigurationError: it is configured and cannot be read.
+    """
+    from casstore_client.trust_store import TrustStore
+
+    return None if settings.trust_file is None else TrustStore.open(settings.trust_file, state_dir())
+
+
 @contextmanager
-def open_client(settings: Settings) -> Iterator[Client]:
-    """A blocking client for the configured server, closed when the block ends."""
+def open_client(settings: Settings, *, content: bool = False) -> Iterator[Client]:
+    """A blocking client for the configured server, closed when the block ends.
+
+    Args:
+        settings: where it is and what is trusted.
+        content: only content is asked for, which its own digests prove, or nothing that anything could prove.
+    """
     from casstore_client.blocking import Client
 
+    trust = open_trust(settings)
+    if trust is None and not content:
+        # Also with --quiet: whoever reads an answer must know what it is worth.
+        click.echo("casstore: answers are not verified: no trust file", err=True)
     ca = str(settings.ca_file) if settings.ca_file else None
-    with Client(settings.url, token=settings.read_token(), ca=ca) as client:
+    with Client(settings.url, token=settings.read_token(), ca=ca, trust=trust) as client:
         yield client
+
+
+@contextmanager
+def open_signing_client(settings: Settings) -> Iterator[Client]:
+    """As :func:`open_client`, with the user's key and trust file.
+
+    Raises:
+        ConfigurationError: there is no key, or no trust file.
+    """
+    from casstore_client.blocking import Client
+
+    key, trust = read_signing_key(settings), open_trust(settings)
+    if trust is None:
+        raise ConfigurationError(
+            "this command signs over what it has verified, and no trust file is configured",
+            hint="casstore trust add FILE, with the file that `casstore init` wrote",
+        )
+    ca = str(settings.ca_file) if settings.ca_file else None
+    with Client(settings.url, token=settings.read_token(), ca=ca, trust=trust, key=key) as client:
+        yield client
+
+
+def read_signing_key(settings: Settings) -> SigningKey:
+    """The configured signing key.
+
+    Raises:
+        ConfigurationError: none is configured, or it cannot be read or is none.
+    """
+    from casstore.signing import SigningKey
+
+    text = settings.read_key()
+    try:
+        return SigningKey.parse(text)
+    except InvalidInput as error:
+        raise ConfigurationError(f"{settings.key_file} is not a signing key: {error.detail}") from error
 
 
 def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
