@@ -27,6 +27,7 @@ problem document, and :func:`from_code` builds the same error again on the other
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -45,7 +46,7 @@ class CasstoreError(Exception):
     _fields: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        own = tuple(name for name in cls.__dict__.get("__annotations__", {}) if name not in ("code", "retryable"))
+        own = tuple(name for name in inspect.get_annotations(cls) if name not in ("code", "retryable"))
         cls._fields = (*cls._fields, *own)
 
     def __init__(self, detail: str, *, hint: str | None = None, **fields: Any) -> None:

@@ -126,9 +126,7 @@ class Store:
         self._closing = ExitStack()
         ledger = _GatedLedger(parts.ledger)
         self._guard = ClockGuard(clock)
-        self.packs = PackService(
-            parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE))
-        )
+        self.packs = PackService(parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE)))
         self.presence = Presence(self.packs)
         self.trees = TreeService(self.packs, self.presence)
         self.blobs = BlobService(self.packs)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Set
 from typing import Final, NamedTuple, TypeAlias
 
@@ -25,7 +27,7 @@ from casstore_client.beneath import Beneath
 from casstore_client.errors import local_fault
 from casstore_client.scan import Scanned, changed, source_fault, stamp_of
 
-BATCH_FILES: Final = 256
+BATCH_FILES: Final = 128  # LIMIT: so many descriptors are open at once
 BATCH_BYTES: Final = 4 * MIB
 LARGE_FILE_BYTES: Final = 4 * MIB  # larger files are read window by window
 WINDOW_BYTES: Final = 4 * MIB
@@ -112,8 +114,19 @@ class FileReader:
             SourceChanged: a file changed or vanished.
             InvalidInput: a file cannot be read.
         """
-        with Beneath(self.root_fd) as below:
-            return [self._read(below, item) if item.type is EntryType.FILE else item for item in batch.items]
+        opened: deque[int] = deque()
+        try:
+            # All files are opened before the first is read, and the kernel is told what will be read: from a cold cache,
+            # a hundred small reads at once take little longer than one.
+            with Beneath(self.root_fd) as below:
+                for item in batch.items:
+                    if item.size:
+                        opened.append(open_scanned(below, item))
+                        _read_ahead(opened[-1], 0, item.size)
+            return [self._read(item, opened) if item.type is EntryType.FILE else item for item in batch.items]
+        finally:
+            for fd in opened:
+                os.close(fd)
 
     def open_large(self, batch: Batch) -> StreamReader:
         """A reader for the large file of a batch; the file is opened when its first window is read."""
@@ -125,11 +138,11 @@ class FileReader:
 
         return StreamReader(open_file, self.parameters, self.seen, scanned)
 
-    def _read(self, below: Beneath, scanned: Scanned) -> ReadFile:
+    def _read(self, scanned: Scanned, opened: deque[int]) -> ReadFile:
         size = scanned.size
         if size == 0:
             return ReadFile(scanned, EMPTY_DIGEST, b"", [])
-        fd = open_scanned(below, scanned)
+        fd = opened.popleft()
         try:
             data = os.read(fd, size)
             if len(data) < size:  # a short read is rare, and allowed
@@ -209,6 +222,7 @@ class StreamReader:
             if self.scanned is None:
                 final = len(data) < WINDOW_BYTES
             else:
+                _read_ahead(self._fd, self.size, WINDOW_BYTES)
                 final = self.size >= self.scanned.size
                 if len(data) < WINDOW_BYTES and not final:
                     raise changed(path, "was cut short")
@@ -276,6 +290,12 @@ def scan_file(fd: int, path: bytes) -> Scanned:
             hint="to push a stream, pipe it in and push '-'",
         )
     return Scanned(path, EntryType.FILE, stat.S_IMODE(info.st_mode), info.st_size, b"", stamp_of(info))
+
+
+def _read_ahead(fd: int, offset: int, count: int) -> None:
+    """Tell the kernel what will be read soon; where it cannot be told, nothing is lost."""
+    if sys.platform == "linux":
+        os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
 
 
 def _chunk(view: memoryview, seen: Set[bytes]) -> CutChunk:

@@ -266,32 +266,41 @@ class FaultyFiles(Files):
 def picture_of(root: str) -> Picture:
     """Everything below a directory."""
     found: Picture = {}
-    for directory, directories, names in os.walk(root):
-        for name in directories:
-            found[os.path.relpath(os.path.join(directory, name), root)] = None
-        for name in names:
-            path = os.path.join(directory, name)
-            with open(path, "rb") as file:
-                found[os.path.relpath(path, root)] = file.read()
+    waiting = [""]
+    while waiting:
+        above = waiting.pop()
+        with os.scandir(os.path.join(root, above)) as entries:
+            for entry in entries:
+                name = f"{above}/{entry.name}" if above else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    found[name] = None
+                    waiting.append(name)
+                else:
+                    with open(entry.path, "rb") as file:
+                        found[name] = file.read()
     return found
 
 
 def restore(picture: Picture, root: str) -> None:
     """Make a directory equal to a picture.  Its empty directories are kept where they stay, for speed."""
     os.makedirs(root, exist_ok=True)
+    kept: set[str] = set()
     for directory, directories, names in os.walk(root, topdown=False):
+        above = directory[len(root) + 1 :]
         for name in names:
-            os.unlink(os.path.join(directory, name))
+            os.unlink(f"{directory}/{name}")
         for name in directories:
-            path = os.path.join(directory, name)
-            if os.path.relpath(path, root) not in picture:
-                os.rmdir(path)
+            path = f"{above}/{name}" if above else name
+            if path in picture:
+                kept.add(path)
+            else:
+                os.rmdir(f"{directory}/{name}")
     for name, content in sorted(picture.items()):
-        path = os.path.join(root, name)
+        path = f"{root}/{name}"
         if content is not None:
             with open(path, "xb") as file:
                 file.write(content)
-        elif not os.path.isdir(path):
+        elif name not in kept:
             os.mkdir(path)
 
 

@@ -207,18 +207,18 @@ class Life:
         return True
 
     def _do_again(self, store: Store, step: str, error: CasstoreError) -> bool:
+        again: CasstoreError | None = None
         try:
-            answer = self.script.ask(store, step)
-        except CasstoreError as again:
-            if not self._is_disk_dead:
-                sealed = isinstance(error, OutcomeUnknown) and isinstance(again, OutcomeUnknown)
-                assert sealed, f"{step}: {error!r}, and with a disk that works again {again!r}"
-            self._look(store)
-            return False
-        assert not isinstance(error, OutcomeUnknown), f"{step}: done after {error!r}"
-        self.answered[step] = answer
+            self.answered[step] = self.script.ask(store, step)
+        except CasstoreError as found:
+            again = found
         self._look(store)
-        return True
+        if again is None:
+            assert not isinstance(error, OutcomeUnknown), f"{step}: done after {error!r}"
+        elif not self._is_disk_dead:
+            sealed = isinstance(error, OutcomeUnknown) and isinstance(again, OutcomeUnknown)
+            assert sealed, f"{step}: {error!r}, and with a disk that works again {again!r}"
+        return again is None
 
     def _look(self, store: Store) -> None:
         """What a reader is shown now: what was answered, not more, or nothing at all."""

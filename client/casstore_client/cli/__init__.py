@@ -7,6 +7,7 @@ import the server.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has gone (`casstore ls … | head`): that is its right.
-        sys.stdout = None  # type: ignore[assignment]
+        # The interpreter flushes stdout once more at its end; what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         from casstore.errors import CasstoreError

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "flip": ("pointers", "casstore_client.cli.pointers:flip", "Make a pointer name another snapshot."),
     "rollback": ("pointers", "casstore_client.cli.pointers:rollback", "Go back to an earlier snapshot."),
     "promote": ("pointers", "casstore_client.cli.pointers:promote", "Flip one pointer to what another names."),
+    "retire": ("pointers", "casstore_client.cli.pointers:retire", "Make a pointer name nothing."),
     "hold": ("pointers", "casstore_client.cli.pointers:hold", "Block flips of a pointer, rollbacks excepted."),
     "release": ("pointers", "casstore_client.cli.pointers:release", "End a hold."),
     "mark": ("pointers", "casstore_client.cli.pointers:mark", "Mark a pointer's snapshot good or bad."),
@@ -73,9 +74,9 @@ class LazyGroup(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            if near:
-                error.message += f" Did you mean '{near[0]}'?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # The one-liners stand in the table, so that help imports no command.

@@ -158,7 +158,7 @@ def _entry_document(entry: TreeEntry) -> dict[str, object]:
 @speaking
 def diff(a: str, b: str, settings: Settings, out: Output) -> None:
     """Compare two trees, two snapshots, or what two pointers name: what was added, changed and removed, with sizes."""
-    with open_client(settings, content=True) as client:
+    with open_client(settings) as client:
         found = client.diff(client.resolve(a), client.resolve(b))
 
     def people() -> None:

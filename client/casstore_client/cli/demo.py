@@ -39,6 +39,7 @@ class Cast:
 
     def __init__(self, home: Path, out: Output) -> None:
         self.out = out
+        self._home = home
         self.steps: list[dict[str, Any]] = []
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("CASSTORE_")}
         self._environ |= {"XDG_CONFIG_HOME": str(home / "config"), "XDG_STATE_HOME": str(home / "state")}
@@ -57,7 +58,7 @@ class Cast:
             self.tell_command(words)
         environ = self.environ(CASSTORE_URL=url) if url else self.environ()
         command = [sys.executable, "-m", "casstore_client.cli", *words, "--json"]
-        done = subprocess.run(command, env=environ, capture_output=True, check=False)  # noqa: S603 our own program
+        done = subprocess.run(command, env=environ, cwd=self._home, capture_output=True, check=False)  # noqa: S603 our own program
         if done.returncode != expect:
             said = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
             raise DemoFailedError(f"casstore {' '.join(words)}: exit code {done.returncode}, expected {expect}\n{said}")
@@ -164,7 +165,7 @@ def _tell(cast: Cast, work: Path) -> dict[str, Any]:
     cast.say(
         "    `init` makes the store, its signing keys, the first policy, and the trust file that clients verify against."
     )
-    cast.call("init", str(store))
+    cast.call("init", store.name)
     with Server(cast, store, work) as server:
         cast.say(f"    serving on {server.url}")
         first, second = _push_both(cast, release_1, release_2, server.url)
@@ -198,9 +199,9 @@ def _gather(cast: Cast, release_1: Path, release_2: Path) -> None:
 
 def _push_both(cast: Cast, release_1: Path, release_2: Path, url: str) -> tuple[dict[str, Any], dict[str, Any]]:
     cast.chapter("3. A build agent pushes both")
-    first = cast.call("push", str(release_1), "--name", "demo", "--label", "release=1", url=url)
+    first = cast.call("push", release_1.name, "--name", "demo", "--label", "release=1", url=url)
     _tell_push(cast, "release 1", first)
-    second = cast.call("push", str(release_2), "--name", "demo", "--label", "release=2", url=url)
+    second = cast.call("push", release_2.name, "--name", "demo", "--label", "release=2", url=url)
     _tell_push(cast, "release 2", second)
     saved = 100 - 100 * second["sent_bytes"] / max(second["size_bytes"], 1)
     cast.check(
@@ -208,12 +209,12 @@ def _push_both(cast: Cast, release_1: Path, release_2: Path, url: str) -> tuple[
         f"release 2 sent {human_bytes(second['sent_bytes'])} of its {human_bytes(second['size_bytes'])}: deduplication saved {saved:.1f} %",
         saved_percent=round(saved, 1),
     )
-    again = cast.call("push", str(release_2), "--name", "demo", "--label", "release=2-again", url=url)
+    again = cast.call("push", release_2.name, "--name", "demo", "--label", "release=2-again", url=url)
     cast.check(
         again["digest"] == second["digest"] and again["new_chunks"] == 0,
         "pushing it again sends no content and gives the same digest",
     )
-    found = cast.call("diff", first["digest"][7:19], second["digest"][7:19], url=url)
+    found = cast.call("diff", short(first["digest"]), short(second["digest"]), url=url)
     changed = [file for component in found["components"] for file in component["files"]]
     for file in changed[:12]:
         cast.say(f"       {file['change']:8} {file.get('path')}")
@@ -237,14 +238,14 @@ def _snapshots(cast: Cast, first: dict[str, Any], second: dict[str, Any], url: s
         words = [
             "snapshot",
             "create",
-            f"app={pushed['digest']}",
+            f"app={short(pushed['digest'])}",
             "--label",
             f"release={number}",
             "-m",
             f"release {number}",
         ]
         if made:
-            words += ["--parent", made[0]]
+            words += ["--parent", short(made[0])]
         made.append(cast.call(*words, url=url)["digest"])
     cast.check(made[0] != made[1], f"snapshots {short(made[0])} and {short(made[1])} are published in the log")
     return made[0], made[1]
@@ -259,7 +260,7 @@ def _flip_and_roll_back(
     for number, (snapshot, origin) in enumerate(zip(snapshots, releases, strict=True), 1):
         expect = f"f{flips[-1]}" if flips else "none"
         answer = cast.call(
-            "flip", "prod/demo", snapshot, "--expect", expect, "-m", f"CHG-{number}: release {number}", url=url
+            "flip", "prod/demo", short(snapshot), "--expect", expect, "-m", f"CHG-{number}: release {number}", url=url
         )
         (pointer,) = answer["pointers"]
         flips.append(pointer["flip"])
@@ -269,7 +270,7 @@ def _flip_and_roll_back(
             f"prod/demo is at f{flips[-1]}: {short(snapshot)}, logged, signed and proven",
         )
         _pull_and_compare(cast, snapshot, work / f"pulled-{number}", origin, url)
-    lost = cast.call("flip", "prod/demo", snapshots[0], "--expect", f"f{flips[0]}", expect=4, url=url)
+    lost = cast.call("flip", "prod/demo", short(snapshots[0]), "--expect", f"f{flips[0]}", expect=4, url=url)
     cast.check(
         lost["error"]["code"] == "precondition-failed",
         f"a deployer who saw f{flips[0]} is refused: {lost['error']['detail']}",
@@ -286,7 +287,7 @@ def _flip_and_roll_back(
         f"prod/demo is back at {short(snapshots[0])} (f{flips[2]}) after {1000 * seconds:.0f} ms, the command's start included",
         milliseconds=round(1000 * seconds),
     )
-    held = cast.call("flip", "prod/demo", snapshots[1], "--expect", f"f{flips[2]}", expect=4, url=url)
+    held = cast.call("flip", "prod/demo", short(snapshots[1]), "--expect", f"f{flips[2]}", expect=4, url=url)
     cast.check(
         held["error"]["code"] == "snapshot-bad",
         "automation can not put release 2 back: it is marked bad and the pointer is held",
@@ -297,14 +298,13 @@ def _flip_and_roll_back(
 
 def _pull_and_compare(cast: Cast, snapshot: str, dest: Path, origin: Path, url: str) -> None:
     shown = cast.call("snapshot", "show", snapshot, show=False, url=url)
-    pulled = cast.call("pull", shown["components"][0]["digest"], str(dest), url=url)
+    pulled = cast.call("pull", short(shown["components"][0]["digest"]), dest.name, url=url)
     difference = compare_trees(origin, dest)
     rate = pulled["size_bytes"] / max(pulled["seconds"], 1e-9)
+    told = f"pulled {pulled['files']:,} files in {pulled['seconds']:.2f} s ({human_bytes(int(rate))}/s)"
     cast.check(
         difference is None,
-        f"pulled {pulled['files']:,} files in {pulled['seconds']:.2f} s ({human_bytes(int(rate))}/s); bytes, modes and links equal the origin's"
-        if difference is None
-        else f"the pulled tree equals its origin ({difference})",
+        f"{told}; bytes, modes and links equal the origin's" + (f": {difference}" if difference else ""),
     )
     shutil.rmtree(dest)
 
@@ -313,9 +313,8 @@ def _tell_history(cast: Cast, snapshots: tuple[str, str], times: list[str], url:
     cast.chapter("7. What happened, and what was live when")
     history = cast.call("history", "prod/demo", url=url)["items"]
     for item in history:
-        cast.say(
-            f"       f{item['flip']:<3} {item['at']}  {item['kind']:9} {short(item['to'])}  {item['status']:9} {item['by']}: {item['reason']}"
-        )
+        what = f"{item['kind']:9} {short(item['to'])}  {item['status']:9}"
+        cast.say(f"       f{item['flip']:<3} {item['at']}  {what} {item['by']}: {item['reason']}")
     cast.check(
         [item["to"] for item in history] == [snapshots[0], snapshots[1], snapshots[0]],
         "history tells all three flips, newest first",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-_SIZE_MAX_BYTES: Final = 400_000_000  # an interpreter with heavy packages would make the demo long, not better
+_SIZE_MAX_BYTES: Final = 250_000_000  # an interpreter with heavy packages would make the demo long, not better
 _CHANGED: Final = 5
 
 

@@ -39,7 +39,7 @@ class Output(msgspec.Struct, kw_only=True):
             people: prints the same for a person, to stdout.
         """
         if self.json:
-            built = msgspec.to_builtins(document)
+            built = msgspec.to_builtins(document, enc_hook=str)  # names are strings of a type of their own
             if isinstance(built, dict):
                 built = {"schema": SCHEMA, **built}
             sys.stdout.write(msgspec.json.encode(built).decode() + "\n")

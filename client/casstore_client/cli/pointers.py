@@ -1,4 +1,4 @@
-"""Commands that read and move pointers: status, flip, rollback, promote, hold, release, mark, history, at."""
+"""Commands that read and move pointers: status, flip, rollback, promote, retire, hold, release, mark, history, at."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from casstore_client.cli.output import Output, human_bytes, print_table, short
 from casstore_client.cli.session import connecting, open_client, open_signing_client, signing
 
 if TYPE_CHECKING:
+    from casstore.formats.acts import Verdict
     from casstore_client.blocking import Client
     from casstore_client.config import Settings
 
@@ -58,7 +59,7 @@ def resolve_expect(client: Client, pointer: str, expect: str | None, out: Output
             f"--expect is needed where nobody is asked: the flip that {pointer} is at (casstore status {pointer}), 'none' for a new "
             "pointer, or 'any'"
         )
-    current = client.pointer_or_none(pointer)
+    current: wire.Pointer | None = client.pointer_or_none(pointer)
     if current is None:
         click.echo(f"{pointer} does not exist yet.", err=True)
     else:
@@ -240,6 +241,20 @@ def promote(
         answer = client.promote(
             source, destination, expect=expected, reason=reason, clear_bad=clear_bad, clear_hold=clear_hold
         )
+        out.emit(answer, lambda: show_submitted(answer))
+
+
+@click.command()
+@click.argument("pointer")
+@_EXPECT
+@_REASON
+@signing
+@speaking
+def retire(pointer: str, expect: str | None, reason: str, settings: Settings, out: Output) -> None:
+    """Make POINTER name nothing; its history stays, and it can be flipped again."""
+    with open_signing_client(settings) as client:
+        expected = resolve_expect(client, pointer, expect, out, f"Retire {pointer}")
+        answer = client.retire(pointer, expect=expected, reason=reason)
         out.emit(answer, lambda: show_submitted(answer))
 
 

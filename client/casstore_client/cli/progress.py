@@ -8,10 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from casstore_client.cli.output import Output, human_bytes
 from casstore_client.progress_events import ProgressEvent
+
+if TYPE_CHECKING:
+    from casstore_client.audit_report import AuditProgress
 
 
 class ProgressLine:
@@ -41,6 +44,15 @@ class ProgressLine:
         if event.total_bytes and rate > 0 and event.total_bytes >= event.bytes:
             left_s = (event.total_bytes - event.bytes) / rate
             line += f", {100 * event.bytes // event.total_bytes} %, {left_s:.0f} s left"
+        self._draw(line)
+
+    def update_audit(self, event: AuditProgress) -> None:
+        """Draw how far an audit is."""
+        if self._shown:
+            total = "" if event.total is None else f" of {event.total:,}"
+            self._draw(f"level {event.level}, {event.name}: {event.done:,}{total}")
+
+    def _draw(self, line: str) -> None:
         sys.stderr.write("\r" + line.ljust(self._width))
         sys.stderr.flush()
         self._width = len(line)
