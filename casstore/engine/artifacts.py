@@ -200,7 +200,7 @@ def decode_row(value: bytes) -> ArtifactRow:
     """
     try:
         return msgspec.json.decode(value, type=ArtifactRow)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidInput(f"not an artifact record: {error}") from error
 
 

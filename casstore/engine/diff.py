@@ -99,9 +99,9 @@ class DiffService:
         for name in sorted(old.keys() | new.keys()):
             a, b = old.get(name), new.get(name)
             if a is None and b is not None:
-                answers.append(DiffComponent(name=name, change="added", to=str(b.digest)))
+                answers.append(DiffComponent(name=str(name), change="added", to=str(b.digest)))
             elif b is None and a is not None:
-                answers.append(DiffComponent(name=name, change="removed", from_=str(a.digest)))
+                answers.append(DiffComponent(name=str(name), change="removed", from_=str(a.digest)))
             elif a is not None and b is not None and a != b:
                 files: list[DiffFile] = []
                 truncated = False
@@ -110,7 +110,7 @@ class DiffService:
                     limit -= len(files)
                 answers.append(
                     DiffComponent(
-                        name=name,
+                        name=str(name),
                         change="changed",
                         from_=str(a.digest),
                         to=str(b.digest),

@@ -243,6 +243,15 @@ class _Judge:
     def check_heads(self, heads: Sequence[LogHead]) -> None:
         """Every head that was signed is a beginning of the log."""
         read = node_reader(self._view)
+        if self._size and not heads:
+            self._findings.error(
+                "missing-head",
+                "signed heads",
+                where="signed-heads",
+                expected="at least one head",
+                found="none",
+                hint="restore signed-heads from a backup that is not older than the ledger",
+            )
         for size, root in heads:
             self._findings.count("heads")
             try:

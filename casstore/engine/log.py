@@ -202,6 +202,14 @@ class LogService:
                 self._fence = self._judge_head(head_size, head_root, size, read)
                 if self._fence is not None:
                     return
+            if size and not heads:
+                # CRASH: none leaves this: the first head is on record before the store is one, and a record that a crash
+                # tears stands behind whole ones.
+                self._fence = (
+                    f"the log {self.origin} has {size} entries, but no signed head is on record: the record was emptied, so "
+                    "nobody knows what was signed. It can be read, not written"
+                )
+                return
             # CRASH: a commit that was never signed is found here.  Its last leaf is hashed anew before it is signed over.
             root = self._read_back(view, size - 1, size) if size else EMPTY_ROOT
         highest = max((head_size for head_size, _ in heads), default=0)

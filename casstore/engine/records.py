@@ -128,7 +128,7 @@ def decode_record(row: bytes, kind: type[_R], where: str) -> _R:
     """
     try:
         return msgspec.json.decode(row, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DamagedObject(f"the row {where} is not readable: {error}", object=where, where="ledger") from error
 
 

@@ -92,7 +92,7 @@ def decode_remembered(row: bytes) -> Remembered:
     """
     try:
         return msgspec.json.decode(row, type=Remembered)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DamagedObject(
             f"an idempotency key's row is not readable: {error}", where="ledger, table intents"
         ) from error

@@ -257,7 +257,7 @@ def _find(view: LedgerView, token: str) -> _Record | None:
 def _decode(key: bytes, row: bytes) -> _Record:
     try:
         return msgspec.json.decode(row, type=_Record)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DamagedObject(
             f"the record of token {key!r} is not readable: {error}",
             object=f"token {key!r}",

@@ -66,8 +66,8 @@ async def run_audit(
     levels.append(_time(log, note, findings))
     levels += _replayed(replay, checkpoint, findings)
     levels.append(await _content(transport, replay.snapshots, findings, full=full))
-    if all(level.ok for level in levels[:TIME]):
-        await log.take_note(note, since)
+    if replay.policy is not None and all(level.ok for level in levels[:SEEN]):
+        await log.adopt(log.open_note(note), replay.policy_index, replay.policy)
     return AuditReport(
         ok=all(level.ok for level in levels),
         origin=checkpoint.origin,

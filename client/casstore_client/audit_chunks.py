@@ -7,7 +7,7 @@ that it breaks are not named again, and everything else goes on.
 # ORDER: a window's chunks are fetched while the window before is hashed; windows are hashed one after the other, so a large file
 that spans windows is hashed in order.
 
-Memory: ``WINDOWS_MAX`` windows of ``WINDOW_BYTES``; a set of chunk ids and one of the files that held (at most ``FILES_KNOWN_MAX``).
+Memory: ``WINDOWS_MAX`` windows of ``WINDOW_BYTES``; a set of chunk ids and one of files (at most ``FILES_KNOWN_MAX``).
 A chunk that two distant files share is fetched once for each; a file that another release has in the same place is not hashed twice.
 
 Threads: decoding and hashing run on threads, which release the interpreter's lock; the rest on the loop's.
@@ -76,10 +76,9 @@ class _Wanted(Chunk):
 class _File:
     """A file that is being hashed."""
 
-    def __init__(self, entry: TreeEntry, needs: Needs, key: int) -> None:
+    def __init__(self, entry: TreeEntry, needs: Needs) -> None:
         self.entry = entry
         self.needs = needs
-        self.key = key
         self.hasher = Blake3Hasher()
         self.broken = False
 
@@ -141,7 +140,7 @@ class ChunkAudit:
             if entry.size:
                 await self._take_file(needs, page, entry, next(rows))
             elif entry.digest != EMPTY_DIGEST:
-                self._report_file(_File(entry, needs, 0), str(EMPTY_DIGEST))
+                self._report_file(_File(entry, needs), str(EMPTY_DIGEST))
 
     async def finish(self) -> None:
         """Say that no more pages come; what is under way goes on in the task group."""
@@ -189,7 +188,9 @@ class ChunkAudit:
         key = hash((entry.digest, *((table[extent.chunk][0], extent.offset, extent.length) for extent in row)))
         if key in self._known:
             return
-        file = _File(entry, needs, key)
+        if len(self._known) < FILES_KNOWN_MAX:
+            self._known.add(key)  # whatever becomes of it, it need not be found out twice
+        file = _File(entry, needs)
         parts: list[tuple[_Wanted, int, int]] = []
         for ordinal, offset, length in row:
             parts.append((self._want(needs, page, ordinal), offset, length))
@@ -254,8 +255,6 @@ class ChunkAudit:
             for run in window:
                 if run.final and not run.file.broken:
                     self.files += 1
-                    if len(self._known) < FILES_KNOWN_MAX:
-                        self._known.add(run.file.key)
         finally:
             self._slots.release()
 

@@ -18,7 +18,7 @@ import asyncio
 import tempfile
 from array import array
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeAlias
 
 from casstore.errors import AccessError, CasstoreError, MalformedDocument, Unavailable
 from casstore.formats.checkpoint import Checkpoint
@@ -42,6 +42,9 @@ from casstore_client.workers import first_fault
 _BATCH_TILES: Final = 4  # LIMIT: tiles under way at a time; 256 entries of 60 KiB each are 15 MiB
 _TILE_MAX_BYTES: Final = TILE_WIDTH * (ENTRY_MAX_BYTES + 2)
 _MEDIA: Final = "application/octet-stream"
+
+
+_Upper: TypeAlias = dict[int, list[bytes]]
 
 
 class LogImage:
@@ -115,8 +118,8 @@ class _Growing:
         self.by_tile = Frontier()
         self.by_bytes = Frontier()
         self.roots_by_bytes = bytearray(EMPTY_ROOT)
-        self.upper: dict[int, list[bytes]] = {}
-        """Hashes that the tiles of level 1 and above must hold, by level."""
+        self.upper: tuple[_Upper, _Upper] = ({}, {})
+        """Hashes that the tiles of level 1 and above must hold, by level: by the tiles below, and by the entries' bytes."""
         self.mismatches: list[_Mismatch] = []
         self.mismatch_count = 0
 
@@ -132,10 +135,10 @@ class _Growing:
                 self.mismatch_count += 1
                 if len(self.mismatches) < FINDINGS_MAX:
                     self.mismatches.append(_Mismatch(self.by_tile.size, in_tile, of_bytes))
-            for (level, _), value in self.by_tile.append(in_tile):
-                if level and level % TILE_HEIGHT == 0:
-                    self.upper.setdefault(level // TILE_HEIGHT, []).append(value)
-            self.by_bytes.append(of_bytes)
+            for tree, leaf, upper in ((self.by_tile, in_tile, self.upper[0]), (self.by_bytes, of_bytes, self.upper[1])):
+                for (level, _), value in tree.append(leaf):
+                    if level and level % TILE_HEIGHT == 0:
+                        upper.setdefault(level // TILE_HEIGHT, []).append(value)
             self._image.append(entry, self.by_tile.root)
             # The second tree differs only behind a mismatch; before one, its roots are those of the first.
             self.roots_by_bytes += self.by_bytes.root if self.mismatch_count else self.by_tile.root
@@ -159,9 +162,9 @@ async def hash_log(transport: Transport, checkpoint: Checkpoint, findings: Findi
     try:
         growing = _Growing(image)
         await _fetch_leaves(transport, checkpoint.size, growing, findings)
+        tiles_are_bad = _judge(checkpoint, image, growing, findings)
         if image.size == checkpoint.size:
-            await _hold_upper_tiles(transport, checkpoint.size, growing.upper, findings)
-        _judge(checkpoint, image, growing, findings)
+            await _hold_upper_tiles(transport, checkpoint.size, growing.upper[tiles_are_bad], findings)
     except BaseException:
         image.__exit__()
         raise
@@ -215,17 +218,21 @@ async def _hold_upper_tiles(transport: Transport, size: int, upper: dict[int, li
                 break
 
 
-def _judge(checkpoint: Checkpoint, image: LogImage, growing: _Growing, findings: Findings) -> None:
-    """Say which side of each mismatch is the damaged one, and hold the root against the checkpoint."""
+def _judge(checkpoint: Checkpoint, image: LogImage, growing: _Growing, findings: Findings) -> bool:
+    """Say which side of each mismatch is the damaged one, and hold the root against the checkpoint.
+
+    Returns:
+        whether it is the tiles that are damaged, and not the entries.
+    """
     fits_tiles = image.size == checkpoint.size and growing.by_tile.root == checkpoint.root
     fits_bytes = image.size == checkpoint.size and growing.by_bytes.root == checkpoint.root
     image.fits = fits_tiles or fits_bytes
-    if fits_bytes and not fits_tiles:
+    tile_is_bad = fits_bytes and not fits_tiles
+    if tile_is_bad:
         image.replace_roots(growing.roots_by_bytes)
     for index, in_tile, of_bytes in growing.mismatches:
         n, at = divmod(index, TILE_WIDTH)
         width = min(TILE_WIDTH, checkpoint.size - n * TILE_WIDTH)
-        tile_is_bad = fits_bytes and not fits_tiles
         findings.add(
             AuditFinding(
                 level=1,
@@ -249,6 +256,7 @@ def _judge(checkpoint: Checkpoint, image: LogImage, growing: _Growing, findings:
             ),
             growing.mismatches[0].idx if growing.mismatches else None,
         )
+    return tile_is_bad
 
 
 async def _fetch_entries(transport: Transport, n: int, width: int, findings: Findings) -> list[bytes] | None:

@@ -42,6 +42,8 @@ class ReplayAudit:
         self._findings = findings
         self._replay = Replay(image.root_at, origin)
         self._policy: Policy | None = None
+        self.policy_index = 0
+        """The entry that brought the newest policy."""
         self.stopped_at: int | None = None
         """The first entry that the replay could not take in."""
         self.checked = 0
@@ -76,9 +78,13 @@ class ReplayAudit:
             else:
                 self._stop(index, error, ENVELOPES if repeated else None)
             return
-        self._policy = planned.policy
+        self._enter(index, planned.policy)
         if planned.snapshot is not None:
             self.snapshots.setdefault(planned.snapshot, index)
+
+    def _enter(self, index: int, policy: Policy) -> None:
+        if policy is not self._policy:
+            self._policy, self.policy_index = policy, index
 
     def _stop(self, index: int, error: CasstoreError, level: int | None) -> None:
         if self.stopped_at is None:
@@ -100,7 +106,7 @@ class ReplayAudit:
         except CasstoreError as error:
             self._report(ENVELOPES, index, error)
             return False
-        self._policy = judged.policy
+        self._enter(index, judged.policy)
         if isinstance(judged.args, SnapshotArgs):
             self.snapshots.setdefault(judged.args.digest, index)
         return self._check_seen(index, judged)

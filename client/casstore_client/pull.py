@@ -106,9 +106,8 @@ class _Pull:
                     writer = TreeWriter(root_fd)
                     await workers.run_light(writer.make_directories, store.directories)
                     async with asyncio.TaskGroup() as tasks:
-                        fetcher = Fetcher(
-                            self._transport, workers, tasks, partial(relocate_chunks, self._transport, digest)
-                        )
+                        relocate = partial(relocate_chunks, self._transport, digest, verifier.pages)
+                        fetcher = Fetcher(self._transport, workers, tasks, relocate)
                         restorer = Restorer(fetcher, writer, workers=workers, tasks=tasks, meter=self._meter)
                         pages = iter(store)
                         while (page := await workers.run_light(next, pages, None)) is not None:

@@ -363,7 +363,7 @@ class Transport:
         try:
             document = msgspec.json.decode(body, type=dict[str, Any])
             code, detail, hint = document["code"], document["detail"], document.get("hint")
-        except (msgspec.MsgspecError, RecursionError, KeyError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError) as error:
             return ProtocolError(f"{what}: {answer.status} with a problem document that cannot be read: {error}")
         if not isinstance(code, str) or not isinstance(detail, str) or not isinstance(hint, str | None):
             return ProtocolError(f"{what}: {answer.status} with a problem document that is none")

@@ -88,6 +88,20 @@ class VerifiedLog:
         await self._remember(opened, {})
         return opened
 
+    async def adopt(self, opened: OpenedCheckpoint, policy_index: int, policy: Policy) -> None:
+        """Remember a checkpoint whose whole log was verified.
+
+        Args:
+            opened: the checkpoint.
+            policy_index: the newest entry that brought a policy.
+            policy: that policy.
+
+        Raises:
+            Regression: another process of this user has verified meanwhile what contradicts it.
+        """
+        self._steps = [(policy_index, policy)]
+        await self._remember(opened, {})
+
     async def take_bundle(self, bundle: ProofBundle, since: VerifiedState | None) -> Facts:
         """Check a proof bundle: its checkpoint, every proof, and the envelope of every entry under the policy in force at its
         index; then remember the checkpoint and the flips that it proves.

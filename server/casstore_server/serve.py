@@ -136,6 +136,8 @@ async def open_server(
             metrics_url = await _listen(stack, metrics.build_app(), settings.metrics_address, bounds, None)
         stack.callback(_begin_drain, context)
         log.info("listening", url=url, metrics=metrics_url, store=str(directory))
+        if store.read_only is not None:
+            log.error("the store is read-only", why=store.read_only)
         yield Server(context, url, metrics_url)
 
 

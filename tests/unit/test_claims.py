@@ -21,7 +21,7 @@ PTR = "prod/api"
 
 def facts_of(world: World, *pointers: str, entries: list[int] | None = None) -> Facts:
     facts = check_bundle(bundle_of(world, *pointers, entries=entries), Tree(world.entries).checkpoint)
-    return facts._replace(principals=dict.fromkeys(facts.entries, ["alice"]))
+    return facts._replace(principals={index: ["alice"] for index in facts.entries})
 
 
 def answer_of(world: World, name: str = PTR) -> Pointer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -56,7 +57,7 @@ def test_any_bit_of_a_proof_matters() -> None:
     bundle = bundle_of(world, PTR)
     document = msgspec.to_builtins(bundle)
     proofs = [document["head"], *document["state"], *document["entries"]]
-    places = [(proof, key) for proof in proofs for key in ("entry", "leaf") if key in proof]
+    places: list[tuple[Any, Any]] = [(proof, key) for proof in proofs for key in ("entry", "leaf") if key in proof]
     places += [(proof["proof"], at) for proof in proofs for at in range(len(proof["proof"]))]
     assert len(places) > 8
     for holder, key in places:

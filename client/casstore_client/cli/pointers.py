@@ -39,26 +39,31 @@ def parse_flip(text: str) -> int:
     return int(number)
 
 
-def resolve_expect(client: Client, pointer: str, expect: str | None, out: Output, action: str) -> Any:
-    """What to put into the intent's ``expect``.
-
-    On a terminal the flip that is shown to the person is the one that is expected, once they agree.  A script must say it.
+def check_expect(pointer: str, expect: str | None, out: Output) -> None:
+    """Find out before anything else whether ``--expect`` says enough: a script must give it, a person is asked.
 
     Raises:
-        click.UsageError: not on a terminal, and not said.
-        click.Abort: the person declined.
+        click.UsageError: another spelling; or not said, and nobody at a terminal.
     """
-    if expect == "any":
-        return "any"
-    if expect == "none":
-        return None
-    if expect is not None:
-        return parse_flip(expect)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or out.json:
+    if expect not in (None, "any", "none"):
+        parse_flip(expect)
+    if expect is None and (out.json or not (sys.stdin.isatty() and sys.stderr.isatty())):
         raise click.UsageError(
             f"--expect is needed where nobody is asked: the flip that {pointer} is at (casstore status {pointer}), 'none' for a new "
             "pointer, or 'any'"
         )
+
+
+def resolve_expect(client: Client, pointer: str, expect: str | None, action: str) -> Any:
+    """What to put into the intent's ``expect``.
+
+    On a terminal the flip that is shown to the person is the one that is expected, once they agree.
+
+    Raises:
+        click.Abort: the person declined.
+    """
+    if expect is not None:
+        return {"any": "any", "none": None}[expect] if expect in ("any", "none") else parse_flip(expect)
     current: wire.Pointer | None = client.pointer_or_none(pointer)
     if current is None:
         click.echo(f"{pointer} does not exist yet.", err=True)
@@ -151,9 +156,10 @@ def flip(
     out: Output,
 ) -> None:
     """Make POINTER name SNAPSHOT (a digest, a short one, or another pointer's name)."""
+    check_expect(pointer, expect, out)
     with open_signing_client(settings) as client:
         target = client.resolve(snapshot, "snapshot")
-        expected = resolve_expect(client, pointer, expect, out, f"Flip {pointer} to {short(target)}")
+        expected = resolve_expect(client, pointer, expect, f"Flip {pointer} to {short(target)}")
         answer = client.flip(
             pointer, target, expect=expected, reason=reason, clear_bad=clear_bad, clear_hold=clear_hold
         )
@@ -190,9 +196,10 @@ def rollback(
     The snapshot that is left is marked bad and the pointer is put on hold, so that automation does not put it back, and a second rollback
     goes further back. Forward again: `casstore flip --clear-bad --clear-hold`.
     """
+    check_expect(pointer, expect, out)
     with open_signing_client(settings) as client:
         to = parse_rollback_target(client, target)
-        expected = resolve_expect(client, pointer, expect, out, f"Roll {pointer} back to {target}")
+        expected = resolve_expect(client, pointer, expect, f"Roll {pointer} back to {target}")
         answer = client.rollback(
             pointer, to=to, expect=expected, reason=reason, leave_bad=not no_bad, leave_hold=not no_hold
         )
@@ -236,8 +243,9 @@ def promote(
     out: Output,
 ) -> None:
     """Flip pointer DESTINATION to what pointer SOURCE names: production gets exactly what was tested."""
+    check_expect(destination, expect, out)
     with open_signing_client(settings) as client:
-        expected = resolve_expect(client, destination, expect, out, f"Promote {source} to {destination}")
+        expected = resolve_expect(client, destination, expect, f"Promote {source} to {destination}")
         answer = client.promote(
             source, destination, expect=expected, reason=reason, clear_bad=clear_bad, clear_hold=clear_hold
         )
@@ -252,8 +260,9 @@ def promote(
 @speaking
 def retire(pointer: str, expect: str | None, reason: str, settings: Settings, out: Output) -> None:
     """Make POINTER name nothing; its history stays, and it can be flipped again."""
+    check_expect(pointer, expect, out)
     with open_signing_client(settings) as client:
-        expected = resolve_expect(client, pointer, expect, out, f"Retire {pointer}")
+        expected = resolve_expect(client, pointer, expect, f"Retire {pointer}")
         answer = client.retire(pointer, expect=expected, reason=reason)
         out.emit(answer, lambda: show_submitted(answer))
 
