@@ -67,7 +67,7 @@ class ClockGuard:
         if why is not None:
             raise ClockUntrusted(
                 f"{why}. Nothing is written until an operator confirms the clock.",
-                hint="set the clock right and restart, or confirm that it is right as it is",
+                hint="set the clock right and restart, or, if it is right as it is, start once with `casstore serve --confirm-clock`",
             )
         return max(self._clock.now_ms(), last_ts)
 

@@ -187,7 +187,7 @@ def _report_row(kind: ObjectKind, id: bytes, here: set[Location], found: str, fi
         where=format_where(min(here)),
         expected="a row of the index that names this place",
         found=found,
-        hint="rebuild the index from the packs",
+        hint="push what needs it again; if it stays, restore the index from a backup",
     )
 
 

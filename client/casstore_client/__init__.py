@@ -20,15 +20,18 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from casstore_client.audit_report import AuditReport
     from casstore_client.blocking import Client
     from casstore_client.client import AsyncClient
     from casstore_client.errors import ProtocolError, TransportError
     from casstore_client.progress_events import Phase, ProgressEvent
     from casstore_client.pull import Pulled
     from casstore_client.push import Pushed
+    from casstore_client.trust_store import TrustStore
 
 __all__ = [
     "AsyncClient",
+    "AuditReport",
     "Client",
     "Phase",
     "ProgressEvent",
@@ -36,10 +39,12 @@ __all__ = [
     "Pulled",
     "Pushed",
     "TransportError",
+    "TrustStore",
 ]
 
 _HOMES: Final = {
     "AsyncClient": "client",
+    "AuditReport": "audit_report",
     "Client": "blocking",
     "Phase": "progress_events",
     "ProgressEvent": "progress_events",
@@ -47,6 +52,7 @@ _HOMES: Final = {
     "Pulled": "pull",
     "Pushed": "push",
     "TransportError": "errors",
+    "TrustStore": "trust_store",
 }
 
 

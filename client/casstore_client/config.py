@@ -24,7 +24,7 @@ import msgspec
 from casstore.errors import ConfigurationError
 
 DEFAULT_URL: Final = "http://127.0.0.1:7433"
-SETTINGS: Final = ("url", "token", "token_file", "key_file", "trust_file", "ca_file", "cache_dir")
+SETTINGS: Final = ("url", "token", "token_file", "key_file", "trust_file", "ca_file")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     key_file: Path | None = None
     trust_file: Path | None = None
     ca_file: Path | None = None
-    cache_dir: Path | None = None
     source: Path | None = None
     """The configuration file that was read, if any."""
 
@@ -101,7 +100,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environ: Mapping[str, 
         values = {name: value for name, value in values.items() if name not in ("token", "token_file")}
     values |= given
     for name in SETTINGS:
-        if name.endswith(("_file", "_dir")) and name in values:
+        if name.endswith("_file") and name in values:
             values[name] = Path(values[name])
     return Settings(**values, source=found)
 
@@ -126,7 +125,7 @@ def read_file(path: Path, *, must_exist: bool) -> dict[str, Any] | None:
                 f"the configuration {path} has {name} = {value!r}",
                 hint=f"the settings are strings: {', '.join(SETTINGS)}",
             )
-        if name.endswith(("_file", "_dir")):
+        if name.endswith("_file"):
             values[name] = str(path.parent / value)
     return values
 

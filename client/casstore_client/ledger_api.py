@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from casstore.clock import Clock
-from casstore.errors import ConfigurationError, InvalidInput, PreconditionFailed, VerificationError
+from casstore.errors import ConfigurationError, InvalidInput, PreconditionFailed, Superseded, VerificationError
 from casstore.formats.acts import (
     ACTS,
     AnyArgs,
@@ -328,12 +328,43 @@ class LedgerApi(LedgerReader):
     async def _act(
         self, args: AnyArgs, why: str, path: str, body: Callable[[IntentRequest], object] = lambda request: request
     ) -> Submitted:
-        """Sign an act over what was verified just now, hand it in, and check the answer."""
+        """Sign an act over what was verified, hand it in, and check the answer."""
         log = self.verified_log()
         if self._key is None:
             raise ConfigurationError("this client has no signing key", hint="pass a key, or set CASSTORE_KEY_FILE")
-        seen = (await self.checkpoint()).checkpoint
+        seen = await self._seen(args)
+        version = await log.known_policy_version()
+        try:
+            return await self._hand_in(args, why, path, body, seen, version, self._key)
+        except Superseded:
+            newest = await log.policy_version()
+            if newest == version:
+                raise
+            # The policy was replaced since this client last looked: what was asked for is judged by the new one.
+            return await self._hand_in(args, why, path, body, seen, newest, self._key)
+
+    async def _seen(self, args: AnyArgs) -> Checkpoint:
+        """What the signer has verified.  It must hold the flips that are replaced, and need not be the newest: so a client
+        that has just read the pointer asks for nothing more."""
+        log = self.verified_log()
+        known = await log.baseline()
+        seen = None if known is None else log.open_note(known.note).checkpoint
+        if seen is None or not _covers(seen, args):
+            seen = (await self.checkpoint()).checkpoint
         _check_expectations(args, seen)
+        return seen
+
+    async def _hand_in(
+        self,
+        args: AnyArgs,
+        why: str,
+        path: str,
+        body: Callable[[IntentRequest], object],
+        seen: Checkpoint,
+        version: int,
+        key: SigningKey,
+    ) -> Submitted:
+        log = self.verified_log()
         act = _ACT_NAMES[type(args)]
         now = self._clock.now_ms()
         intent = Intent(
@@ -343,13 +374,13 @@ class LedgerApi(LedgerReader):
             iat=now,
             log=seen.origin,
             nonce=secrets.token_hex(16),
-            policy=await log.policy_version(),
+            policy=version,
             seen_root=seen.root,
             seen_size=seen.size,
             why=why,
         )
         payload = encode_intent(intent)
-        request = body(IntentRequest(intent=sign_intent(payload, [self._key])))
+        request = body(IntentRequest(intent=sign_intent(payload, [key])))
         since = await log.baseline()
         # A signed intent is carried out once, however often it arrives: so it may be sent again on a broken connection.
         answer = await self.transport.send_json("POST", path, request, Submitted, step=act, repeatable=True)
@@ -357,6 +388,12 @@ class LedgerApi(LedgerReader):
             raise VerificationError("the server's answer carries no proof of what it did")
         check_submitted(answer, await log.take_bundle(answer.proof, since), payload)
         return answer
+
+
+def _covers(seen: Checkpoint, args: AnyArgs) -> bool:
+    """Whether every flip that the act expects lies in the log that was seen."""
+    members = args.members if isinstance(args, FlipArgs) else ()
+    return all(member.expect is None or member.expect < seen.size for member in members)
 
 
 def _check_expectations(args: AnyArgs, seen: Checkpoint) -> None:

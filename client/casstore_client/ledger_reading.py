@@ -57,7 +57,7 @@ from casstore_client.errors import ProtocolError
 from casstore_client.facts import ProvenEntry
 from casstore_client.transport import Transport, quote_segment
 from casstore_client.trust_store import TrustStore
-from casstore_client.verified_log import VerifiedLog, fetch_note
+from casstore_client.verified_log import VerifiedLog, fetch_note, refuse_absence
 
 _OPERATION_TIMEOUT_S: Final = 24 * 3600.0  # fsck of a large store says nothing until it is done
 _TEXT: Final = "text/plain"
@@ -160,7 +160,12 @@ class LedgerReader:
         if self.log is None:
             return await self.transport.get_json(path, Pointer, step="pointer")
         since = await self.log.baseline()
-        answer = await self.transport.get_json(path, Pointer, step="pointer", params={"proof": "1"})
+        try:
+            answer = await self.transport.get_json(path, Pointer, step="pointer", params={"proof": "1"})
+        except PointerNotFound:
+            # TRUST: that a pointer never was is the server's word alone, except where this user has seen it.
+            refuse_absence(name, since)
+            raise
         if answer.proof is None or answer.pointer != name:
             raise VerificationError(f"the server's answer about {name} carries no proof of it")
         check_pointer(answer, await self.log.take_bundle(answer.proof, since))
@@ -220,7 +225,11 @@ class LedgerReader:
             return await self.transport.get_json(path, WasLive, step="pointer", params={"at": when})
         since = await self.log.baseline()
         params = {"at": when, "proof": "1"}
-        answer = await self.transport.get_json(path, WasLive, step="pointer", params=params)
+        try:
+            answer = await self.transport.get_json(path, WasLive, step="pointer", params=params)
+        except PointerNotFound:
+            refuse_absence(name, since)
+            raise
         if answer.proof is None or answer.pointer != name or answer.asked != when:
             raise VerificationError(f"the server's answer about {name} at {when} carries no proof of it")
         check_was_live(answer, await self.log.take_bundle(answer.proof, since))

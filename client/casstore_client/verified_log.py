@@ -264,6 +264,14 @@ class VerifiedLog:
                 index=found,
             )
 
+    async def known_policy_version(self) -> int:
+        """The version of the newest policy that the walk has reached; asks the server only if there was no walk yet.
+
+        Raises:
+            VerificationError: the walk does not hold.
+        """
+        return (await self._known_steps())[-1][1].version
+
     async def policy_version(self) -> int:
         """The version of the newest policy that the server shows, walked to from the pinned genesis.
 
@@ -334,6 +342,16 @@ async def fetch_note(transport: Transport) -> bytes:
         "GET", "/log/checkpoint", step="checkpoint", media="text/plain", max_bytes=NOTE_SIZE_MAX_BYTES
     )
     return reply.body
+
+
+def refuse_absence(name: str, since: VerifiedState | None) -> None:
+    """Refuse to be told that a pointer never was, where this user has verified that it was: names do not go away.
+
+    Raises:
+        Regression: it was.
+    """
+    if since is not None and name in since.flips:
+        raise Regression(f"the server says that {name} never was, it was at f{since.flips[name]} before")
 
 
 def judge_step(policy: Policy | None, proven: ProvenEntry) -> Policy:

@@ -98,9 +98,11 @@ def _refuse_to_replace(*paths: Path) -> None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a new file, mode 0600, durable; directories are made 0700."""
+    """Write a new file, mode 0600, durable; directories that are not there yet are made 0700."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One by one: `mkdir(parents=True)` gives the mode to the last one alone.
+        for folder in reversed([path.parent, *path.parent.parents]):
+            folder.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text + "\n")
@@ -123,6 +125,7 @@ def _write_private(path: Path, text: str) -> None:
     "--insecure-listen", is_flag=True, help="Listen elsewhere than on loopback without TLS; tokens travel in the clear."
 )
 @click.option("--private-log", is_flag=True, help="Ask for a token on /log too.")
+@click.option("--confirm-clock", is_flag=True, help="The clock is right as it is now, even where the log says otherwise.")
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the URL there once requests are answered.")
 @speaking
 def serve(
@@ -135,6 +138,7 @@ def serve(
     tls_key: str | None,
     insecure_listen: bool,
     private_log: bool,
+    confirm_clock: bool,
     port_file: Path | None,
     out: Output,
 ) -> None:
@@ -158,7 +162,7 @@ def serve(
     found = directory or (Path(settings.store) if settings.store is not None else None)
     if found is None:
         raise click.UsageError("which store? Give --store DIR, or set CASSTORE_STORE")
-    asyncio.run(run_server(found, settings, port_file=port_file))
+    asyncio.run(run_server(found, settings, port_file=port_file, confirm_clock=confirm_clock))
     out.say("stopped")
 
 

@@ -76,6 +76,7 @@ async def open_server(
     *,
     bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
     clock: Clock | None = None,
+    confirm_clock: bool = False,
     log_to: TextIO | None = None,
 ) -> AsyncIterator[Server]:
     """Open the store and serve it until the block ends.
@@ -85,6 +86,7 @@ async def open_server(
         settings: where to listen, and how.
         bounds: how patient to be.
         clock: for tests.
+        confirm_clock: an operator has looked at the clock, and it is right as it is.
         log_to: where log lines go; stderr by default.
 
     Raises:
@@ -100,6 +102,8 @@ async def open_server(
         store = await asyncio.to_thread(Store.open, directory, clock=clock)
         # ORDER: closed last of all that touches it; callbacks run in reverse.
         stack.push_async_callback(asyncio.to_thread, store.close)
+        if confirm_clock:
+            await asyncio.to_thread(store.confirm_clock)  # nobody else writes yet
         limits = settings.limits
 
         def store_documents(documents: Sequence[bytes]) -> Sequence[None]:
@@ -237,7 +241,9 @@ def _foreign_logs(writer: LineWriter) -> Iterator[None]:
             logging.getLogger(name).removeHandler(handler)
 
 
-async def run_server(directory: Path, settings: ServerSettings, *, port_file: Path | None = None) -> None:
+async def run_server(
+    directory: Path, settings: ServerSettings, *, port_file: Path | None = None, confirm_clock: bool = False
+) -> None:
     """Serve until SIGTERM or SIGINT; what ``casstore serve`` does.
 
     Prints ``listening on <url>`` to stderr once requests are answered.  A stop takes at most ``STOP_MAX_S``, and a second
@@ -247,6 +253,7 @@ async def run_server(directory: Path, settings: ServerSettings, *, port_file: Pa
         directory: the store's directory.
         settings: where to listen, and how.
         port_file: where to write the URL, for scripts.
+        confirm_clock: see :func:`open_server`.
 
     Raises:
         OutcomeUnknown: a commit failed, so the server stopped itself; start it again, and opening settles what happened.
@@ -257,7 +264,7 @@ async def run_server(directory: Path, settings: ServerSettings, *, port_file: Pa
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_server(directory, settings) as server:
+    async with open_server(directory, settings, confirm_clock=confirm_clock) as server:
         if port_file is not None:
             await asyncio.to_thread(_write_port_file, port_file, server.url)
         print(f"listening on {server.url}", file=sys.stderr, flush=True)

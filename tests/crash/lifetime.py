@@ -174,6 +174,7 @@ class Life:
         """Size and root of every checkpoint that someone may have seen."""
         self.errors: list[CasstoreError] = []
         self._is_disk_dead = is_disk_dead
+        self._seed = 1 if before is None else 10  # no two processes draw the same random numbers
         store = self._open(directory, files)
         if store is None:
             return
@@ -188,13 +189,13 @@ class Life:
 
     def _open(self, directory: str, files: Files) -> Store | None:
         try:
-            return self.script.open(directory, files, seed=1)
+            return self.script.open(directory, files, seed=self._seed)
         except CasstoreError as error:
             self.errors.append(error)
         if self._is_disk_dead:
             return None
         # A disk that failed once must not leave a lock or an environment behind: the supervisor starts the next server.
-        return self.script.open(directory, files, seed=2)
+        return self.script.open(directory, files, seed=self._seed + 1)
 
     def _do(self, store: Store, step: str) -> bool:
         try:

@@ -19,7 +19,11 @@ import pytest
 
 from casstore.admin import create_store, fsck_directory
 from casstore.clock import ManualClock
+from casstore.engine.artifacts import decode_row
 from casstore.engine.packs import PackService
+from casstore.engine.records import MarkRecord, decode_record
+from casstore.engine.submissions import decode_remembered
+from casstore.engine.tokens import check_token_row
 from casstore.errors import CasstoreError
 from casstore.formats.pack import ObjectKind
 from casstore.formats.snapshot import Component, Snapshot, encode_snapshot
@@ -170,6 +174,19 @@ def test_a_flipped_bit_in_an_entry_is_found(lived: Lived) -> None:
 @pytest.mark.slow
 def test_a_flipped_bit_in_every_byte_of_the_entries_is_found(lived: Lived) -> None:
     print(f"\n{flip_entries(lived, 1)} bytes of entries, all found")
+
+
+@pytest.mark.parametrize("row", [b'{"na\xede":1}', b'{"name":"\xee"}', b"\xff", b""])
+def test_a_row_that_is_not_text_any_more_is_damage(row: bytes) -> None:
+    """A byte that no UTF-8 has, in a row beside the log, must end in a sentence and not in a traceback."""
+    with pytest.raises(CasstoreError):
+        decode_row(row)
+    with pytest.raises(CasstoreError):
+        decode_record(row, MarkRecord, "a mark")
+    with pytest.raises(CasstoreError):
+        decode_remembered(row)
+    with pytest.raises(CasstoreError):
+        check_token_row(b"0123456789abcdef", row)
 
 
 @pytest.mark.parametrize("name", ["ledger", "index"])

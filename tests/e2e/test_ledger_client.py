@@ -295,6 +295,22 @@ def test_an_act_that_was_not_carried_out(meddled: tuple[Meddler, Client], two: t
         user.flip(PTR, two[0], expect="any")
 
 
+def test_a_pointer_that_is_said_never_to_have_been(meddled: tuple[Meddler, Client], tmp_path: Path) -> None:
+    """A deployer who is told so would flip with `expect none`; who has seen the pointer knows better."""
+    meddler, user = meddled
+    user.pointer(PTR)
+    created = make_store(tmp_path / "empty")
+    with run_in_thread(tmp_path / "empty", created) as empty:
+        honest = meddler.upstream
+        meddler.upstream = empty.url
+        meddler.token = empty.token
+        for question in (lambda: user.pointer_or_none(PTR), lambda: user.was_live(PTR, "f3")):
+            with pytest.raises(Regression, match="never was"):
+                question()
+        meddler.upstream, meddler.token = honest, None
+        assert user.pointer_or_none("prod/none") is None
+
+
 def test_another_document_for_a_snapshot(meddled: tuple[Meddler, Client], two: tuple[str, str]) -> None:
     """What is pulled next hangs on it."""
     meddler, user = meddled

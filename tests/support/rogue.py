@@ -79,14 +79,16 @@ class Meddler:
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.lie: Callable[[Asked, bytes], bytes] = lambda _, body: body
-        self.seen: list[Asked] = []
+        self.token: str | None = None
+        """Sent upstream in the place of the client's."""
 
     def answer(self, asked: Asked) -> Answered:
-        self.seen.append(asked)
         parts = urlsplit(self.upstream)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
         try:
             headers = {name: value for name, value in asked.headers.items() if name.lower() != "host"}
+            if self.token is not None:
+                headers["Authorization"] = f"Bearer {self.token}"
             connection.request(asked.method, asked.path, asked.body or None, headers)
             response = connection.getresponse()
             body = response.read()

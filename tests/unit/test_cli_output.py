@@ -110,3 +110,14 @@ def test_version_imports_next_to_nothing() -> None:
     version, heavy = done.stdout.splitlines()
     assert version.startswith("casstore ")
     assert heavy == "[]"
+
+
+def test_the_documents_name_every_setting_and_level() -> None:
+    """Documents that lag mislead at 2 AM."""
+    from casstore_client.audit_report import LEVELS
+    from casstore_client.config import SETTINGS
+
+    settings = (ROOT / "docs" / "operations" / "configuration.md").read_text("utf-8")
+    assert [name for name in SETTINGS if f"`{name}`" not in settings] == []
+    audit = (ROOT / "docs" / "operations" / "audit.md").read_text("utf-8")
+    assert [name for number, name in LEVELS.items() if f"| {number} | {name} |" not in audit] == []

@@ -139,7 +139,8 @@ def _status(store: Store) -> dict[str, object]:
     return {
         "version": __version__,
         "origin": store.log.origin,
-        "log_size": store.log.size,
+        # A log that contradicts a signed head has no size to show; this answer is where an operator learns of it.
+        "log_size": None if store.read_only else store.log.size,
         "packs": packs,
         "stored_bytes": stored_bytes,
         "chunks": index.count(ObjectKind.CHUNK),
