@@ -394,7 +394,9 @@ def codes() -> dict[str, type[CasstoreError]]:
     return {cls.code: cls for cls in _all_classes(CasstoreError)}
 
 
-def from_code(code: str, detail: str, *, hint: str | None = None, fields: Mapping[str, Any] | None = None) -> CasstoreError:
+def from_code(
+    code: str, detail: str, *, hint: str | None = None, fields: Mapping[str, Any] | None = None
+) -> CasstoreError:
     """Build the error that another process described.
 
     Args:

@@ -94,6 +94,8 @@ class _Outcome(NamedTuple):
     no_op: bool = False
     replayed: bool = False
     skipped: tuple[SkippedStep, ...] = ()
+    seen: int | None = None
+    """Size of the log that the signer had verified."""
 
 
 class _Batch:
@@ -242,11 +244,14 @@ class PointerService:
         except CasstoreError as error:
             return error
         names = _pointers(planned.args)
+        seen = planned.intent.seen_size
         if planned.no_op:
-            return _Outcome(planned.type, names, _made_so(work.tx, planned.args), no_op=True, skipped=skipped)
+            return _Outcome(
+                planned.type, names, _made_so(work.tx, planned.args), no_op=True, skipped=skipped, seen=seen
+            )
         # ORDER: nothing above wrote anything; whatever fails below takes the whole transaction with it.
         self._write(work, submission, planned)
-        return _Outcome(planned.type, names, planned.idx, skipped=skipped)
+        return _Outcome(planned.type, names, planned.idx, skipped=skipped, seen=seen)
 
     def _replay(self, tx: LedgerTransaction, submission: Submission) -> _Outcome | None:
         """What the same request led to before, if it was a success."""
@@ -380,7 +385,7 @@ class PointerService:
                         replayed=outcome.replayed,
                         no_op=outcome.no_op,
                         skipped=[Skipped(snapshot=str(s.snapshot), flip=s.flip, why=s.why) for s in outcome.skipped],
-                        proof=prover.bundle(sight.proofs, [outcome.entry, *flips]),
+                        proof=prover.bundle(sight.proofs, [outcome.entry, *flips], outcome.seen),
                     )
                 )
         return answers

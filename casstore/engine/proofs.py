@@ -228,20 +228,27 @@ class Prover:
         self._checkpoint = published.note.decode()
         self._entries: dict[int, EntryProof] = {}
 
-    def bundle(self, state: list[StateProof], entries: Iterable[int]) -> ProofBundle:
+    def bundle(self, state: list[StateProof], entries: Iterable[int], since: int | None = None) -> ProofBundle:
         """Facts of this checkpoint.
 
         Args:
             state: proofs of state leaves against the head's state root, made at the same size.
             entries: indices of the entries to prove, in any order.
+            since: a size that the asker has verified; the bundle shows that the log continues it.  A larger one than this
+                log's is left unanswered: the asker has to ask, and will learn why.
         """
         size = self._published.size
+        if since is not None and since > size:
+            since = None
+        hashes = consistency_proof(since, size, self._read) if since and since < size else []
         return ProofBundle(
             checkpoint=self._checkpoint,
             size=size,
             head=self._prove(size - 1),
             state=state,
             entries=[self._prove(index) for index in sorted(set(entries))],
+            since=since,
+            consistency=[encode_b64(value) for value in hashes],
         )
 
     def _prove(self, index: int) -> EntryProof:

@@ -81,18 +81,19 @@ class PointerReader:
 
     # --- now -----------------------------------------------------------------------------------------------------------
 
-    def pointer(self, name: PointerName, *, proof: bool = False) -> Pointer:
+    def pointer(self, name: PointerName, *, proof: bool = False, since: int | None = None) -> Pointer:
         """A pointer as it is now.
 
         Args:
             proof: with the checkpoint, the state proof and the flip's entry.
+            since: a size that the asker has verified; the proof shows that the log continues it.
 
         Raises:
             PointerNotFound: there never was one of that name.
             LogUnavailable: a proof was asked for and nothing is published.
         """
         record, sight = self._view.one(name, prove=proof)
-        return self.answer(name, record, self._prove(sight) if proof else None)
+        return self.answer(name, record, self._prove(sight, since=since) if proof else None)
 
     def list(self, prefix: str = "", after: str = "", limit: int = 100) -> PointerList:
         """Pointers whose name begins with ``prefix``, ascending, behind ``after``; retired ones too.
@@ -138,11 +139,11 @@ class PointerReader:
             proof=proof,
         )
 
-    def _prove(self, sight: Sight, entries: Sequence[int] | None = None) -> ProofBundle:
+    def _prove(self, sight: Sight, entries: Sequence[int] | None = None, since: int | None = None) -> ProofBundle:
         assert sight.published is not None, "proofs were asked for"
         flips = [record.flip for _, record in sight.records] if entries is None else entries
         with self._ledger.read() as view:
-            return Prover(view, sight.published).bundle(sight.proofs, flips)
+            return Prover(view, sight.published).bundle(sight.proofs, flips, since)
 
     # --- the past ------------------------------------------------------------------------------------------------------
 
@@ -157,12 +158,13 @@ class PointerReader:
         with self._ledger.read() as view:
             return read_history(view, name, record.seq, wanted, limit)
 
-    def at(self, name: PointerName, asked: str, *, proof: bool = False) -> WasLive:
+    def at(self, name: PointerName, asked: str, *, proof: bool = False, since: int | None = None) -> WasLive:
         """What was live at a time or at a log index.
 
         Args:
             asked: RFC 3339, or ``fN``: once entry N was in the log.
             proof: with the flip, and with the flip that ended it or, for what is live still, the state proof of now.
+            since: a size that the asker has verified; the proof shows that the log continues it.
 
         Raises:
             PointerNotFound: there never was one of that name.
@@ -178,7 +180,7 @@ class PointerReader:
                 assert sight.published is not None
                 named = [flip.row.flip for flip in (moment.flip, moment.next) if flip is not None]
                 state: list[StateProof] = sight.proofs if moment.next is None else sight.proofs[-1:]
-                bundle = Prover(view, sight.published).bundle(state, named)
+                bundle = Prover(view, sight.published).bundle(state, named, since)
             return _was_live(view, name, asked, moment, bundle)
 
     def _moment(self, view: LedgerView, name: PointerName, newest: int, asked: str) -> Moment:

@@ -64,7 +64,8 @@ class ProofBundle(Answer, frozen=True, kw_only=True):
     """Facts of one and the same log size.
 
     ``head`` is the last leaf, whose ``state`` is the state root that every ``state`` proof leads to.  ``entries`` are
-    the flips (or other entries) that the answer speaks of.
+    the flips (or other entries) that the answer speaks of.  ``consistency`` (base64 hashes) shows that the log continues the
+    one of ``since`` entries, which the asker had named; there is none where ``since`` is None, 0 or ``size``.
     """
 
     checkpoint: str
@@ -72,6 +73,8 @@ class ProofBundle(Answer, frozen=True, kw_only=True):
     head: EntryProof
     state: list[StateProof]
     entries: list[EntryProof]
+    since: int | None = None
+    consistency: list[str] = []
 
 
 class EntryList(Answer, frozen=True, kw_only=True):

@@ -16,7 +16,14 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from casstore.clock import Clock
-from casstore.errors import ConfigurationError, InvalidInput, PreconditionFailed, Superseded, VerificationError
+from casstore.errors import (
+    ConfigurationError,
+    InvalidInput,
+    PreconditionFailed,
+    SeenMismatch,
+    Superseded,
+    VerificationError,
+)
 from casstore.formats.acts import (
     ACTS,
     AnyArgs,
@@ -70,6 +77,15 @@ class _Move(NamedTuple):
     pointer: PointerName
     to: SnapshotDigest | None
     clear: tuple[bool, bool] = (False, False)
+
+
+class _Asked(NamedTuple):
+    """An act and where it is handed in."""
+
+    args: AnyArgs
+    why: str
+    path: str
+    body: Callable[[IntentRequest], object]
 
 
 class LedgerApi(LedgerReader):
@@ -332,16 +348,22 @@ class LedgerApi(LedgerReader):
         log = self.verified_log()
         if self._key is None:
             raise ConfigurationError("this client has no signing key", hint="pass a key, or set CASSTORE_KEY_FILE")
+        asked = _Asked(args, why, path, body)
         seen = await self._seen(args)
         version = await log.known_policy_version()
         try:
-            return await self._hand_in(args, why, path, body, seen, version, self._key)
+            return await self._hand_in(asked, self._key, seen, version)
         except Superseded:
             newest = await log.policy_version()
             if newest == version:
                 raise
             # The policy was replaced since this client last looked: what was asked for is judged by the new one.
-            return await self._hand_in(args, why, path, body, seen, newest, self._key)
+            return await self._hand_in(asked, self._key, seen, newest)
+        except SeenMismatch:
+            # TRUST: the server denies what it once signed.  Let it prove that its log continues that: this raises the
+            # alarm and keeps both notes, unless it does.
+            await self.checkpoint()
+            raise
 
     async def _seen(self, args: AnyArgs) -> Checkpoint:
         """What the signer has verified.  It must hold the flips that are replaced, and need not be the newest: so a client
@@ -354,22 +376,13 @@ class LedgerApi(LedgerReader):
         _check_expectations(args, seen)
         return seen
 
-    async def _hand_in(
-        self,
-        args: AnyArgs,
-        why: str,
-        path: str,
-        body: Callable[[IntentRequest], object],
-        seen: Checkpoint,
-        version: int,
-        key: SigningKey,
-    ) -> Submitted:
+    async def _hand_in(self, asked: _Asked, key: SigningKey, seen: Checkpoint, version: int) -> Submitted:
         log = self.verified_log()
-        act = _ACT_NAMES[type(args)]
+        act = _ACT_NAMES[type(asked.args)]
         now = self._clock.now_ms()
         intent = Intent(
             act=act,
-            args=args_of(args),
+            args=args_of(asked.args),
             exp=now + INTENT_LIFE_MS,
             iat=now,
             log=seen.origin,
@@ -377,13 +390,13 @@ class LedgerApi(LedgerReader):
             policy=version,
             seen_root=seen.root,
             seen_size=seen.size,
-            why=why,
+            why=asked.why,
         )
         payload = encode_intent(intent)
-        request = body(IntentRequest(intent=sign_intent(payload, [key])))
+        request = asked.body(IntentRequest(intent=sign_intent(payload, [key])))
         since = await log.baseline()
         # A signed intent is carried out once, however often it arrives: so it may be sent again on a broken connection.
-        answer = await self.transport.send_json("POST", path, request, Submitted, step=act, repeatable=True)
+        answer = await self.transport.send_json("POST", asked.path, request, Submitted, step=act, repeatable=True)
         if answer.proof is None:
             raise VerificationError("the server's answer carries no proof of what it did")
         check_submitted(answer, await log.take_bundle(answer.proof, since), payload)

@@ -31,6 +31,7 @@ from casstore.formats.checkpoint import OpenedCheckpoint
 from casstore.formats.entry import decode_entry
 from casstore.formats.proof import decode_proof, open_proof
 from casstore.formats.snapshot import Snapshot, decode_snapshot, snapshot_digest
+from casstore.formats.trust import VerifiedState
 from casstore.ids import PointerName, SnapshotDigest
 from casstore.limits import SNAPSHOT_SIZE_MAX_BYTES
 from casstore.merkle import leaf_hash
@@ -161,7 +162,7 @@ class LedgerReader:
             return await self.transport.get_json(path, Pointer, step="pointer")
         since = await self.log.baseline()
         try:
-            answer = await self.transport.get_json(path, Pointer, step="pointer", params={"proof": "1"})
+            answer = await self.transport.get_json(path, Pointer, step="pointer", params=log_params(self.log, since))
         except PointerNotFound:
             # TRUST: that a pointer never was is the server's word alone, except where this user has seen it.
             refuse_absence(name, since)
@@ -224,7 +225,7 @@ class LedgerReader:
         if self.log is None:
             return await self.transport.get_json(path, WasLive, step="pointer", params={"at": when})
         since = await self.log.baseline()
-        params = {"at": when, "proof": "1"}
+        params = {"at": when, **log_params(self.log, since)}
         try:
             answer = await self.transport.get_json(path, WasLive, step="pointer", params=params)
         except PointerNotFound:
@@ -390,3 +391,8 @@ def _target(to: RollbackTo) -> str:
     if len(given) != 1:
         raise InvalidInput("a rollback goes to one place: say which")
     return given[0]
+
+
+def log_params(log: VerifiedLog, since: VerifiedState | None) -> dict[str, str]:
+    """Ask for proofs, and for the one that the log continues what was verified before."""
+    return {"proof": "1", "since": str(log.held(since).size)}

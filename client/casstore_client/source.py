@@ -1,7 +1,7 @@
 """Reads what is pushed: files in batches, large files and streams in windows; cuts and hashes on the way.
 
 Owns the promise that what is pushed is what the file held at one time: the stamp (device, inode, size, mtime, ctime) that
-the walk took is compared after opening and again after reading.  KNOWN HOLE: a writer who changes a file twice within one
+the walk took is compared once a file is read (of a large one also before).  KNOWN HOLE: a writer who changes a file twice within one
 tick of the kernel's clock, without changing its size, is not seen; no program that reads files can see it.
 
 Threads: everything here runs on worker threads; a :class:`StreamReader` on one at a time.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Set
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
 from casstore.chunking import FileChunker, Parameters, StreamCutter
@@ -121,7 +121,7 @@ class FileReader:
             with Beneath(self.root_fd) as below:
                 for item in batch.items:
                     if item.size:
-                        opened.append(open_scanned(below, item))
+                        opened.append(_open(below, item.path))
                         _read_ahead(opened[-1], 0, item.size)
             return [self._read(item, opened) if item.type is EntryType.FILE else item for item in batch.items]
         finally:
@@ -147,6 +147,7 @@ class FileReader:
             data = os.read(fd, size)
             if len(data) < size:  # a short read is rare, and allowed
                 data = _read_rest(fd, data, size)
+            # Once, after reading: the stamp holds for the descriptor from when the walk took it until now.
             verify_unchanged(fd, scanned)
         except OSError as error:
             raise source_fault(scanned.path, error) from error
@@ -254,16 +255,20 @@ def open_scanned(below: Beneath, scanned: Scanned) -> int:
         SourceChanged: it is another one now.
         InvalidInput: it cannot be opened.
     """
-    try:
-        fd = below.open(scanned.path, _READ_FLAGS)
-    except OSError as error:
-        raise source_fault(scanned.path, error) from error
+    fd = _open(below, scanned.path)
     try:
         verify_unchanged(fd, scanned)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _open(below: Beneath, path: bytes) -> int:
+    try:
+        return below.open(path, _READ_FLAGS)
+    except OSError as error:
+        raise source_fault(path, error) from error
 
 
 def verify_unchanged(fd: int, scanned: Scanned) -> None:
@@ -294,7 +299,7 @@ def scan_file(fd: int, path: bytes) -> Scanned:
 
 def _read_ahead(fd: int, offset: int, count: int) -> None:
     """Tell the kernel what will be read soon; where it cannot be told, nothing is lost."""
-    if sys.platform == "linux":
+    with suppress(OSError):
         os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
 
 

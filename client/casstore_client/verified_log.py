@@ -85,7 +85,7 @@ class VerifiedLog:
             VerificationError: it is not signed by the log, too old, or below the trust file's minimum.
         """
         opened = await self._check_note(note, since)
-        await self._remember(opened, {})
+        await self._remember(opened, {}, since)
         return opened
 
     async def adopt(self, opened: OpenedCheckpoint, policy_index: int, policy: Policy) -> None:
@@ -114,7 +114,7 @@ class VerifiedLog:
             Regression: as :meth:`take_note`, or a pointer is at an older flip than seen before.
             VerificationError: as :meth:`take_note`, or a proof or signature does not hold.
         """
-        opened = await self._check_note(bundle.checkpoint.encode(), since)
+        opened = await self._check_note(bundle.checkpoint.encode(), since, bundle)
         facts = check_bundle(bundle, opened.checkpoint)
         flips = {str(leaf.pointer): leaf.flip for leaf in facts.leaves.values() if isinstance(leaf, PointerLeaf)}
         for name, flip in flips.items():
@@ -125,7 +125,7 @@ class VerifiedLog:
         if any(entry <= steps[0][0] for entry in facts.entries):
             steps = await self._walk()
         judged = {idx: _judge(proven, steps) for idx, proven in facts.entries.items()}
-        await self._remember(opened, flips)
+        await self._remember(opened, flips, since)
         principals = {idx: sorted(found.principals) for idx, found in judged.items()}
         return facts._replace(principals=principals)
 
@@ -192,14 +192,16 @@ class VerifiedLog:
             index=size,
         )
 
-    async def _check_note(self, note: bytes, since: VerifiedState | None) -> OpenedCheckpoint:
+    async def _check_note(
+        self, note: bytes, since: VerifiedState | None, bundle: ProofBundle | None = None
+    ) -> OpenedCheckpoint:
         opened = self.open_note(note)
         # ORDER: an older or other history before its age: the first is an alarm, the second may be a wrong clock.
-        await self._check_continues(self.held(since), opened)
+        await self._check_continues(self.held(since), opened, bundle)
         self.check_age(opened)
         return opened
 
-    async def _check_continues(self, held: Head, shown: OpenedCheckpoint) -> None:
+    async def _check_continues(self, held: Head, shown: OpenedCheckpoint, bundle: ProofBundle | None = None) -> None:
         size, root = shown.checkpoint.size, shown.checkpoint.root
         if size < held.size:
             await self.raise_alarm(held, shown.note, f"the log has {size} entries, it had {held.size} before", size)
@@ -207,25 +209,36 @@ class VerifiedLog:
             await self.raise_alarm(held, shown.note, f"the log of {size} entries has another root than before", size)
         if held.size in (0, size):
             return
-        params = {"from": str(held.size), "to": str(size)}
-        answer = await self._transport.get_json(
-            "/v1/log/proof/consistency", ConsistencyAnswer, step="proof", params=params
-        )
+        if bundle is not None and bundle.since == held.size:
+            hashes = bundle.consistency  # the answer brought the proof along
+        else:
+            params = {"from": str(held.size), "to": str(size)}
+            path = "/v1/log/proof/consistency"
+            hashes = (await self._transport.get_json(path, ConsistencyAnswer, step="proof", params=params)).proof
         try:
-            proof = [decode_b64(text) for text in answer.proof]
+            proof = [decode_b64(text) for text in hashes]
             verify_consistency(held.size, size, held.root, root, proof)
         except (VerificationError, InvalidInput) as error:
             what = f"the log of {size} entries does not continue that of {held.size}: {error.detail}"
             await self.raise_alarm(held, shown.note, what, size)
 
-    async def _remember(self, opened: OpenedCheckpoint, flips: dict[str, int]) -> None:
-        """Save what was verified, whatever other processes of this user save meanwhile."""
+    async def _remember(
+        self, opened: OpenedCheckpoint, flips: dict[str, int], since: VerifiedState | None = None
+    ) -> None:
+        """Save what was verified, whatever other processes of this user save meanwhile.
+
+        Args:
+            opened: the checkpoint, which continues ``since``.
+            flips: the newest flip of pointers.
+            since: what was verified before.
+        """
         tip_index, tip = (await self._known_steps())[-1]
         for _ in range(_REPLACE_ATTEMPTS_MAX):
             newest = await self.baseline()
             note, known = opened.note, {} if newest is None else dict(newest.flips)
             if newest is not None:
-                note = await self._newer(newest, opened)
+                if since is None or newest.note != since.note:
+                    note = await self._newer(newest, opened)
                 if newest.policy_idx > tip_index:
                     tip_index, tip = newest.policy_idx, Policy(newest.policy)
             for name, flip in flips.items():

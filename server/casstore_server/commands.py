@@ -125,7 +125,9 @@ def _write_private(path: Path, text: str) -> None:
     "--insecure-listen", is_flag=True, help="Listen elsewhere than on loopback without TLS; tokens travel in the clear."
 )
 @click.option("--private-log", is_flag=True, help="Ask for a token on /log too.")
-@click.option("--confirm-clock", is_flag=True, help="The clock is right as it is now, even where the log says otherwise.")
+@click.option(
+    "--confirm-clock", is_flag=True, help="The clock is right as it is now, even where the log says otherwise."
+)
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the URL there once requests are answered.")
 @speaking
 def serve(

@@ -277,7 +277,7 @@ def test_older_ledger_is_never_signed_again(rehearsed: Rehearsed) -> None:
     heads = (Path(directory) / "signed-heads").read_bytes()
     with Store.open(directory, clock=ManualClock()) as store:
         assert "older copy" in (store.read_only or "")
-        for step in STEPS:
+        for step in STEPS[1:]:  # asked again, "push one" is a success that is on record
             with pytest.raises(ReadOnly):
                 script.ask(store, step)
         with pytest.raises(LogUnavailable):

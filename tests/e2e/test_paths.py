@@ -91,8 +91,10 @@ async def test_links_point_where_they_like(server: Running, tmp_path: Path) -> N
 async def test_every_mode(server: Running, tmp_path: Path) -> None:
     top = tmp_path / "tree"
     chance = random.Random(7)
-    modes = sorted({0, 0o777, 0o7777, 0o4755, 0o2755, 0o1777, 0o444, 0o000, *chance.sample(range(0o10000), 100)})
-    make_tree(top, {b"files/%o" % mode: b"x" for mode in modes} | {b"directories/%o/inner" % mode: b"" for mode in modes})
+    modes = sorted({0, 0o777, 0o7777, 0o4755, 0o2755, 0o1777, 0o444, *chance.sample(range(0o10000), 100)})
+    make_tree(
+        top, {b"files/%o" % mode: b"x" for mode in modes} | {b"directories/%o/inner" % mode: b"" for mode in modes}
+    )
     for mode in modes:
         os.chmod(top / "files" / f"{mode:o}", mode)
         os.chmod(top / "directories" / f"{mode:o}", mode)

@@ -31,11 +31,11 @@ from casstore.errors import (
     TreeNotFound,
     Unauthenticated,
 )
+from casstore.formats.layout import LayoutBuilder
 from casstore.formats.page import PAGE_MAGIC
 from casstore.formats.tree import EntryType, PageRef, TreeEntry, encode_entry, encode_root, page_digest, tree_digest
 from casstore.hashing import blake3_256
 from casstore.ids import BlobDigest, PackId, TreeDigest
-from casstore.formats.layout import LayoutBuilder
 from casstore.wire import ChunkAt, PageRecord
 from casstore_client import AsyncClient, Client, Phase, ProgressEvent, TransportError, progress_events
 from casstore_client import pages as pages_module
@@ -233,7 +233,7 @@ async def test_progress_only_grows_and_ends_at_all(
     events: list[ProgressEvent] = []
     async with open_client(server) as client:
         pushed = await client.push(top, progress=events.append)
-        assert [event.phase for event in events][0] is Phase.PUSH
+        assert next(event.phase for event in events) is Phase.PUSH
         assert events[-1][:3] == (Phase.DONE, pushed.files, pushed.size_bytes)
         assert events[-1].transferred_bytes > pushed.sent_bytes
         growing = [(event.files, event.bytes, event.transferred_bytes) for event in events]
@@ -498,7 +498,14 @@ async def test_a_tree_too_large_to_stay_decoded(tmp_path: Path, monkeypatch: pyt
 
 
 def run_script(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-c", script, *arguments], env=script_environment(), capture_output=True, check=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=script_environment(),
+        capture_output=True,
+        check=True,
+        timeout=60,
+        **options,
+    )
 
 
 def script_environment() -> dict[str, str]:
@@ -537,7 +544,10 @@ with Client(url, token=token) as client:
         before = len(client.artifacts().artifacts)
         arguments = [server.url, secret, which, str(top), str(tmp_path / "copy")]
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *arguments], env=script_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", script, *arguments],
+            env=script_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         assert process.stdout.readline() == b"busy\n"

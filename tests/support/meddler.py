@@ -30,7 +30,7 @@ class Meddler:
     async def running(self) -> AsyncIterator[Meddler]:
         """Listen on a free loopback port."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:

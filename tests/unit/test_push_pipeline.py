@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from hypothesis import strategies as st
 
 from casstore.chunking import DEFAULT_PARAMETERS, Parameters
 from casstore.errors import InvalidInput, SourceChanged, Unsupported
-from casstore.formats.layout import decode_layout
 from casstore.formats.pack import ObjectKind, PackDecoder, open_frame
 from casstore.formats.tree import EntryType
 from casstore.hashing import blake3_256
@@ -141,7 +141,9 @@ def stream_of(path: Path, seen: set[bytes], scanned: Scanned | None = None) -> S
     return StreamReader(lambda: os.open(path, os.O_RDONLY), DEFAULT_PARAMETERS, seen, scanned)
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, WINDOW_BYTES - 1, WINDOW_BYTES, WINDOW_BYTES + 1, 3 * WINDOW_BYTES])
+@pytest.mark.parametrize(
+    "size", [0, 1, 65_535, 65_536, WINDOW_BYTES - 1, WINDOW_BYTES, WINDOW_BYTES + 1, 3 * WINDOW_BYTES]
+)
 @pytest.mark.parametrize("known", [True, False])
 def test_a_stream_is_cut_like_the_whole(tmp_path: Path, size: int, known: bool) -> None:
     data = random.Random(size).randbytes(size)
@@ -204,11 +206,9 @@ def test_a_file_that_does_not_hold_still_is_named(tmp_path: Path, how: Callable[
     fd = os.open(tmp_path, os.O_RDONLY)
     reader = FileReader(fd, DEFAULT_PARAMETERS, set())
     batch = Batch([scanned], size, 1)
+    read = reader.open_large(batch).read_window if batch.is_large else partial(reader.read_batch, batch)
     with pytest.raises(SourceChanged, match="moving") as caught:
-        if batch.is_large:
-            reader.open_large(batch).read_window()
-        else:
-            reader.read_batch(batch)
+        read()
     assert caught.value.path == "moving"
     os.close(fd)
 
@@ -370,7 +370,13 @@ def test_parameters_of_a_store() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"algorithm": "rabin"}, {"compression": "lz4"}, {"max_bytes": 1_048_577}, {"min_bytes": 0}, {"small_file_bytes": 1_048_577}],
+    [
+        {"algorithm": "rabin"},
+        {"compression": "lz4"},
+        {"max_bytes": 1_048_577},
+        {"min_bytes": 0},
+        {"small_file_bytes": 1_048_577},
+    ],
 )
 def test_parameters_that_this_client_cannot_follow(changes: dict[str, object]) -> None:
     with pytest.raises(Unsupported):

@@ -155,6 +155,14 @@ def test_read_only_directories_work_for_root_and_for_others(tmp_path: Path) -> N
         _restore_read_only(Path("n"))
         remove_tree(b"n", dir_fd=spool_fd)
         assert os.listdir(spool_fd) == []
+        # A read-only tree is put in place, replaces another read-only tree, and is removed again.
+        for replace in (False, True):
+            with Destination(b"dest", replace=replace) as destination:
+                os.close(destination.make_directory())
+                _restore_read_only(Path(os.fsdecode(destination.temporary)))
+                destination.publish(sync=False)
+                destination.discard()
+            assert os.listdir(spool_fd) == ["dest"]
 
     run_as_nobody(work)
     os.close(spool_fd)

@@ -59,12 +59,14 @@ async def get_pointer(request: web.Request) -> web.Response:
     name = pointer_of(request)
     await demand(request, "pointer:read", name)
     context = context_of(request)
-    query = Query(request, "proof", "at")
-    proof, at = query.flag("proof"), query.text("at")
+    query = Query(request, "proof", "at", "since")
+    proof, at, since = query.flag("proof"), query.text("at"), query.number("since")
     read = context.store.pointers.read
     if at is not None:
-        return respond_json(await context.bridge.read(read.at, name, at, proof=proof), cache=CACHE_REVALIDATE)
-    pointer = await context.bridge.read(read.pointer, name, proof=proof)
+        return respond_json(
+            await context.bridge.read(read.at, name, at, proof=proof, since=since), cache=CACHE_REVALIDATE
+        )
+    pointer = await context.bridge.read(read.pointer, name, proof=proof, since=since)
     headers = {"ETag": pointer.etag, "Cache-Control": CACHE_REVALIDATE}
     # A proof is of the newest checkpoint: it is fresher than the pointer, so the pointer's tag does not speak for it.
     if not proof and is_not_modified(request.headers.get("If-None-Match"), pointer.etag):
