@@ -41,7 +41,7 @@ def run(server: BenchServer, rounds: int = 300, workers: int = 16) -> None:
     times.sort()
 
     def worker(number: int) -> int:
-        with server.client() as own:
+        with server.client(f"user-{number}") as own:
             at = None
             for turn in range(rounds // workers):
                 at = own.flip(f"bench/many-{number}", digests[turn % 2], expect=at, reason="bench").pointers[0].flip

@@ -59,13 +59,13 @@ class BenchServer:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(30)
 
-    def client(self) -> Client:
-        """A client that signs and verifies, as ``init`` configured it."""
+    def client(self, user: str = "state") -> Client:
+        """A client that signs and verifies, as ``init`` configured it; each user keeps what was verified apart."""
         from casstore.signing import SigningKey
 
         settings = load_settings({"url": self.url}, self._environ)
         assert settings.trust_file is not None
-        trust = TrustStore.open(settings.trust_file, self.home / "state")
+        trust = TrustStore.open(settings.trust_file, self.home / user)
         return Client(self.url, token=settings.read_token(), trust=trust, key=SigningKey.parse(settings.read_key()))
 
     def environ(self) -> dict[str, str]:

@@ -23,10 +23,19 @@ from typing import Final, NamedTuple, Protocol
 
 from casstore.engine.clockguard import ClockGuard
 from casstore.engine.nodes import ENTRIES_SCAN_MAX, NodeReader, node_reader, read_entries, read_size
-from casstore.errors import CasstoreError, DamagedObject, LogUnavailable, OutcomeUnknown, ReadOnly
+from casstore.errors import (
+    CapacityError,
+    CasstoreError,
+    DamagedObject,
+    LogUnavailable,
+    OutcomeUnknown,
+    ReadOnly,
+    Unavailable,
+    VerificationError,
+)
 from casstore.formats.checkpoint import Checkpoint, encode_checkpoint
 from casstore.formats.note import cosign, sign_note
-from casstore.merkle import EMPTY_ROOT, Frontier, leaf_hash, root_at
+from casstore.merkle import EMPTY_ROOT, Frontier, consistency_proof, leaf_hash, root_at, verify_consistency
 from casstore.signing import SigningKey, Verifier
 from casstore.storage.roles import Ledger, LedgerView
 
@@ -210,15 +219,19 @@ class LogService:
                     "nobody knows what was signed. It can be read, not written"
                 )
                 return
-            # CRASH: a commit that was never signed is found here.  Its last leaf is hashed anew before it is signed over.
-            root = self._read_back(view, size - 1, size) if size else EMPTY_ROOT
-        highest = max((head_size for head_size, _ in heads), default=0)
+            highest = max((head_size for head_size, _ in heads), default=0)
+            # CRASH: a commit that was never signed is found here.  All that no head covers yet is hashed anew before it is
+            # signed over, as it would have been without the crash; at the least the last leaf.
+            root = self._read_back(view, min(highest, size - 1), size) if size else EMPTY_ROOT
         if size > highest:
             self._heads_append(size, root)
         if self._heads_kept > 1:
             # A log tree of size n has only one past: the highest head implies all lower ones.
-            self._heads.compact(size, root)
-            self._heads_kept = 1
+            try:
+                self._heads.compact(size, root)
+                self._heads_kept = 1
+            except (CapacityError, Unavailable):
+                pass  # the old heads stand and say the same: a full disk does not keep the store shut
         if size:
             self._publish(size, root)
 
@@ -341,6 +354,7 @@ class LogService:
 
         Raises:
             LogUnavailable: nothing is published, or the published log is shorter.
+            DamagedObject: what the ledger holds at that size is not the beginning of the published log.
         """
         published = self.published()
         if size == published.size:
@@ -348,5 +362,18 @@ class LogService:
         if not 0 < size < published.size:
             raise LogUnavailable(f"the log has {published.size} entries: there is no checkpoint of size {size}")
         with self._ledger.read() as view:
-            root = root_at(size, node_reader(view))
+            read = node_reader(view)
+            root = root_at(size, read)
+            proof = consistency_proof(size, published.size, read)
+        # TRUST: nodes come from the disk.  One that rotted since would make this signature a second history at that size,
+        # so the published root, which was read back before it was signed, has to continue this one.
+        try:
+            verify_consistency(size, published.size, root, published.root, proof)
+        except VerificationError as error:
+            raise DamagedObject(
+                f"the log tree at size {size} is not the beginning of the published one: nothing was signed",
+                object=f"log tree at size {size}",
+                where="ledger, table nodes",
+                hint="check the store, and restore the ledger from a backup",
+            ) from error
         return sign_note(encode_checkpoint(Checkpoint(self.origin, size, root)), [self._log_key])

@@ -38,12 +38,12 @@ from casstore.engine.submissions import (
     Unsigned,
     UnsignedFlip,
     UnsignedRollback,
-    beaten,
     build_act,
     check_expect,
     decode_remembered,
     fingerprint,
     idempotency_row,
+    kind_of,
 )
 from casstore.engine.targets import PREVIOUS, resolve_target
 from casstore.engine.view import PublishedView
@@ -53,6 +53,7 @@ from casstore.errors import (
     DigestMismatch,
     IdempotencyKeyReused,
     InvalidInput,
+    MalformedDocument,
     OutcomeUnknown,
     PointerNotFound,
     PreconditionFailed,
@@ -69,6 +70,7 @@ from casstore.ids import PointerName, SnapshotDigest
 from casstore.limits import GROUP_COMMIT_MAX, POINTERS_MAX
 from casstore.merkle import Frontier
 from casstore.storage.roles import Ledger, LedgerTransaction, LedgerView, Table
+from casstore.transitions.authority import check_unsigned
 from casstore.transitions.machine import Machine, Planned, SignedAct
 from casstore.transitions.rollback import Skipped as SkippedStep
 from casstore.wire import RollbackTarget, RollbackTo, Skipped, Submitted
@@ -197,7 +199,8 @@ class PointerService:
             batch: at most ``GROUP_COMMIT_MAX``.
 
         Returns:
-            for each its answer, or the error that rejected it; then nothing of it was written.
+            for each its answer, or the error that rejected it; then nothing of it was written.  A ``DamagedObject`` may also
+            say that an entry stands and that its proof cannot be made.
 
         Raises:
             ReadOnly: the log contradicts a signed head: nothing may be written.
@@ -224,11 +227,23 @@ class PointerService:
             self._load()
             raise
         if frontier.size > first:
+            self._show(first, frontier, work)
+        return self._answer(outcomes)
+
+    def _show(self, first: int, frontier: Frontier, work: _Batch) -> None:
+        """Settle what was just committed, and let readers see it."""
+        try:
             self._log.last_ts = self._machine.last_ts
             published = self._log.settle(first, frontier.size, frontier.root)
             self._frontier = frontier
             self._view.advance(published, work.leaves, work.records)
-        return self._answer(outcomes)
+        except BaseException as error:
+            # CRASH: committed, and not shown.  Whatever the reason, "nothing happened" would be wrong, and memory is ahead of
+            # the log's edge: only opening the store again settles it.
+            sealed = self._log.seal(f"entries from {first} on are committed but could not be signed and shown: {error}")
+            if isinstance(error, CasstoreError):
+                raise sealed from error
+            raise
 
     def _submit_one(self, work: _Batch, submission: Submission) -> _Outcome | CasstoreError:
         """Plan one submission and, if it stands, write it."""
@@ -289,18 +304,23 @@ class PointerService:
         if planned.snapshot is not None:
             assert isinstance(planned.args, SnapshotArgs), "only a snapshot entry publishes one"
             self._check_document(planned.args)
+        if self._log.verifier not in planned.policy.log_keys:
+            # Only a genesis comes here: later policies keep the keys of the one before.
+            raise MalformedDocument("the policy does not name the key that signs this log")
         return planned, skipped
 
     def _target(self, work: _Batch, submission: Unsigned, ts: int) -> tuple[SnapshotDigest, tuple[SkippedStep, ...]]:
+        leaf, policy = self._machine.state.pointer(submission.pointer), self._machine.policy
+        assert policy is not None, "a log begins with a policy"
+        # ORDER: the policy before the expectation, as for a signed act: whom it does not know is not told who won.
+        check_unsigned(submission.caller.principal, submission.pointer, kind_of(submission), policy)
+        if leaf is None and isinstance(submission, UnsignedRollback):
+            raise PointerNotFound(f"there is no pointer {submission.pointer}")
+        # ORDER: the expectation before the target: a beaten rollback is told who won, not where it would have gone.
         check_expect(submission, read_pointer(work.tx, submission.pointer))
         if isinstance(submission, UnsignedFlip):
             return submission.snapshot, ()
-        leaf, policy = self._machine.state.pointer(submission.pointer), self._machine.policy
-        if leaf is None or policy is None:
-            raise PointerNotFound(f"there is no pointer {submission.pointer}")
-        if leaf.flip != submission.expect.flip:
-            # ORDER: the expectation before the target: a beaten rollback is told who won, not where it would have gone.
-            raise beaten(submission)
+        assert leaf is not None, "checked above"
         found = resolve_target(work.tx, work.lookup, leaf, policy, to=submission.to, ts=ts)
         return found.target, found.skipped
 
@@ -348,7 +368,10 @@ class PointerService:
     def _explain(self, tx: LedgerTransaction, error: PreconditionFailed) -> PreconditionFailed:
         """The same error with the pointer as it is now, in a sentence for a person."""
         name = PointerName((error.current or {})["pointer"])
-        record = read_pointer(tx, name)
+        try:
+            record = read_pointer(tx, name)
+        except DamagedObject:
+            return error  # a row that cannot be read takes the sentence, not the batch
         if record is None:
             return PreconditionFailed(
                 f"there is no pointer {name}, you expected {error.expected}. Nothing changed.", expected=error.expected
@@ -367,28 +390,35 @@ class PointerService:
 
     def _answer(self, outcomes: Sequence[_Outcome | CasstoreError]) -> list[Submitted | CasstoreError]:
         """Answers with proofs of the size that was just published."""
-        answers: list[Submitted | CasstoreError] = []
         published = self._log.published()
         with self._ledger.read() as view:
             prover = Prover(view, published)
-            for outcome in outcomes:
-                if isinstance(outcome, CasstoreError):
-                    answers.append(outcome)
-                    continue
-                sight = self._view.look(outcome.pointers, prove=True)
-                flips = [record.flip for _, record in sight.records]
-                answers.append(
-                    Submitted(
-                        entry=outcome.entry,
-                        type=outcome.type,
-                        pointers=[self.read.answer(name, record) for name, record in sight.records],
-                        replayed=outcome.replayed,
-                        no_op=outcome.no_op,
-                        skipped=[Skipped(snapshot=str(s.snapshot), flip=s.flip, why=s.why) for s in outcome.skipped],
-                        proof=prover.bundle(sight.proofs, [outcome.entry, *flips], outcome.seen),
-                    )
-                )
-        return answers
+            return [
+                outcome if isinstance(outcome, CasstoreError) else self._answer_one(prover, outcome) for outcome in outcomes
+            ]
+
+    def _answer_one(self, prover: Prover, outcome: _Outcome) -> Submitted | CasstoreError:
+        sight = self._view.look(outcome.pointers, prove=True)
+        flips = [record.flip for _, record in sight.records]
+        try:
+            proof = prover.bundle(sight.proofs, [outcome.entry, *flips], outcome.seen)
+        except DamagedObject as error:
+            # The act is done; what lies beside it in the ledger is damaged.  The others of the batch have their proofs.
+            return DamagedObject(
+                f"entry {outcome.entry} stands, but it cannot be proven: {error.detail}",
+                object=error.object,
+                where=error.where,
+                hint=error.hint,
+            )
+        return Submitted(
+            entry=outcome.entry,
+            type=outcome.type,
+            pointers=[self.read.answer(name, record) for name, record in sight.records],
+            replayed=outcome.replayed,
+            no_op=outcome.no_op,
+            skipped=[Skipped(snapshot=str(s.snapshot), flip=s.flip, why=s.why) for s in outcome.skipped],
+            proof=proof,
+        )
 
     # --- rollback targets ------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import msgspec
 
 from casstore.engine.records import PointerRecord
 from casstore.errors import DamagedObject, InvalidInput, PreconditionFailed
-from casstore.formats.acts import FlipArgs, Member, args_of, flip_args
+from casstore.formats.acts import FlipArgs, FlipKind, Member, args_of, flip_args
 from casstore.formats.canonical import encode_canonical
 from casstore.formats.intent import Intent, encode_intent
 from casstore.formats.policy import Policy
@@ -138,23 +138,26 @@ def fingerprint(request: Unsigned) -> str:
 
 
 def check_expect(request: Unsigned, record: PointerRecord | None) -> None:
-    """Hold the entity tag that the caller saw against the pointer; the flip itself is compared when it is planned.
+    """Hold what the caller saw against the pointer: the flip and, where the whole entity tag was given, the last entry.
 
     Raises:
-        PreconditionFailed: a mark or a hold changed the pointer since.
+        PreconditionFailed: the pointer is not as the caller saw it; whoever answers puts in how it is.
     """
-    entry = request.expect.entry
-    if entry is not None and record is not None and record.flip == request.expect.flip and record.entry != entry:
-        raise beaten(request)
-
-
-def beaten(request: Unsigned) -> PreconditionFailed:
-    """The pointer is not as the caller saw it; whoever answers puts in how it is."""
     flip, entry = request.expect
+    found = None if record is None else record.flip
+    if found == flip and (record is None or entry is None or record.entry == entry):
+        return
     expected = "none" if flip is None else f"f{flip}" if entry is None else f"f{flip}.e{entry}"
-    return PreconditionFailed(
+    raise PreconditionFailed(
         f"{request.pointer} is not at {expected}", expected=expected, current={"pointer": str(request.pointer)}
     )
+
+
+def kind_of(request: Unsigned) -> FlipKind:
+    """The kind of flip that an unsigned request is."""
+    if isinstance(request, UnsignedRollback):
+        return "rollback"
+    return "init" if request.expect.flip is None else "deploy"
 
 
 def build_act(
@@ -175,9 +178,9 @@ def build_act(
     args: FlipArgs
     if isinstance(request, UnsignedRollback):
         left = (request.leave_bad, request.leave_hold)
-        args = flip_args("rollback", [member], resolve="previous" if request.to.previous else None, left=left)
+        args = flip_args(kind_of(request), [member], resolve="previous" if request.to.previous else None, left=left)
     else:
-        args = flip_args("init" if request.expect.flip is None else "deploy", [member])
+        args = flip_args(kind_of(request), [member])
     rule = moment.policy.rule_for(request.pointer)
     valid_ms = min(UNSIGNED_INTENT_MS, rule.max_intent_ms if rule is not None else INTENT_MAX_MS)
     intent = Intent(

@@ -163,7 +163,8 @@ def decode_trust(data: bytes) -> TrustFile:
         raise MalformedDocument(
             "the trust file's minimum checkpoint is of no entries, yet its root is not the empty one"
         )
-    witness_keys(fields.witnesses)
+    if clock.public in witness_keys(fields.witnesses):
+        raise MalformedDocument("the clock key of the trust file is also a witness: it is never part of a quorum")
     return TrustFile(
         origin=fields.origin,
         log_vkey=fields.log_vkey,

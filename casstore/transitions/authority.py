@@ -36,7 +36,7 @@ from casstore.errors import (
     VerificationError,
     WrongLog,
 )
-from casstore.formats.acts import AnyArgs, FlipArgs, GenesisArgs, HoldArgs, MarkArgs, PolicyArgs, ReleaseArgs
+from casstore.formats.acts import AnyArgs, FlipArgs, FlipKind, GenesisArgs, HoldArgs, MarkArgs, PolicyArgs, ReleaseArgs
 from casstore.formats.entry import Entry, TokenAuth
 from casstore.formats.intent import Intent, intent_id, open_envelope, parse_intent
 from casstore.formats.policy import Policy, Rule, check_threshold
@@ -106,7 +106,7 @@ def judge(act: Act, policy: Policy | None, *, origin: str | None, ts: int) -> Ju
     _check_log(intent, origin)
     after = policy
     if isinstance(args, GenesisArgs | PolicyArgs):
-        after = _new_policy(args, policy)
+        after = _new_policy(args, policy, intent.log)
     elif policy is None:
         raise MalformedDocument(f"the first entry of a log is its genesis, not a {intent.act}")
     assert after is not None
@@ -114,7 +114,7 @@ def judge(act: Act, policy: Policy | None, *, origin: str | None, ts: int) -> Ju
     if intent.policy != version:
         raise Superseded(f"signed under policy version {intent.policy}, version {version} is in force")
     if isinstance(act, UnsignedAct):
-        principals = _vouched(act, args, after)
+        principals = _vouched(act.principal, _pointers(args), after)
     else:
         principals = (policy or after).principals_of(keys)
     _check_times(intent, ts, _max_intent_ms(args, after))
@@ -196,6 +196,17 @@ def check_supported(policy: Policy) -> None:
             raise Unsupported(f"the rule {rule.pointers!r} asks for witnesses, which this version lacks")
 
 
+def check_unsigned(principal: PrincipalName, pointer: PointerName, kind: FlipKind, policy: Policy) -> None:
+    """Whether the policy lets a token's word flip a pointer: what :func:`judge` will say, before there is a target.
+
+    Raises:
+        NotPermitted: it does not.
+    """
+    verb = verb_of(kind)
+    principals = _vouched(principal, [pointer], policy)
+    check_threshold(getattr(_rule(policy, pointer, verb), verb), principals, name=verb, on=pointer)
+
+
 def verb_of(kind: str) -> str:
     """The verb of a rule that a flip of this kind needs."""
     return "rollback" if kind == "rollback" else "deploy"
@@ -229,11 +240,18 @@ def _check_log(intent: Intent, origin: str | None) -> None:
         raise WrongLog(f"the intent is for the log {intent.log}, this is {origin}")
 
 
-def _new_policy(args: GenesisArgs | PolicyArgs, policy: Policy | None) -> Policy:
-    """The policy that the act brings, its version held against the one in force."""
+def _new_policy(args: GenesisArgs | PolicyArgs, policy: Policy | None, log: str) -> Policy:
+    """The policy that the act brings, its version held against the one in force, its log keys against the log."""
     if isinstance(args, GenesisArgs) != (policy is None):
         raise MalformedDocument("a log has one genesis, and it is its first entry")
+    if isinstance(args, GenesisArgs) and args.prev is not None and args.prev.origin == log:
+        raise MalformedDocument("a log does not continue itself: one that continues another has an origin of its own")
     after = Policy(args.policy)
+    if any(key.name != log for key in after.log_keys):
+        raise MalformedDocument(f"a log key of the policy is not named as the log is, {log}")
+    if policy is not None and after.log_keys != policy.log_keys:
+        # A log that goes on under a key that its policy does not name is wrong to every auditor from there on.
+        raise Unsupported("a policy with other keys for the log is not supported: this version cannot change the log's keys")
     if isinstance(args, PolicyArgs) and args.version != after.version:
         raise MalformedDocument(f"the act speaks of policy version {args.version}, the policy says {after.version}")
     expected = 1 if policy is None else policy.version + 1
@@ -249,18 +267,17 @@ def _pointers(args: AnyArgs) -> list[PointerName]:
     return [args.pointer] if isinstance(args, MarkArgs | HoldArgs | ReleaseArgs) else []
 
 
-def _vouched(act: UnsignedAct, args: AnyArgs, policy: Policy) -> frozenset[str]:
+def _vouched(principal: PrincipalName, pointers: list[PointerName], policy: Policy) -> frozenset[str]:
     """The one principal of an unsigned act, if every rule concerned takes unsigned acts."""
-    pointers = _pointers(args)
     if not pointers:
         raise NotPermitted("only acts on pointers may be unsigned", permission="sign")
     for pointer in pointers:
         rule = policy.rule_for(pointer)
         if rule is None or not rule.unsigned:
             raise NotPermitted(f"the policy asks for signed acts on {pointer}", permission=f"sign:{pointer}")
-    if not policy.has_principal(act.principal):
-        raise NotPermitted(f"{act.principal} is not a principal of the policy", permission=f"sign:{pointers[0]}")
-    return frozenset((act.principal,))
+    if not policy.has_principal(principal):
+        raise NotPermitted(f"{principal} is not a principal of the policy", permission=f"sign:{pointers[0]}")
+    return frozenset((principal,))
 
 
 def _max_intent_ms(args: AnyArgs, policy: Policy) -> int:
