@@ -390,6 +390,9 @@ class PointerService:
 
     def _answer(self, outcomes: Sequence[_Outcome | CasstoreError]) -> list[Submitted | CasstoreError]:
         """Answers with proofs of the size that was just published."""
+        rejected = [outcome for outcome in outcomes if isinstance(outcome, CasstoreError)]
+        if len(rejected) == len(outcomes):
+            return [*rejected]  # nothing to prove: a genesis that was rejected has no checkpoint either
         published = self._log.published()
         with self._ledger.read() as view:
             prover = Prover(view, published)

@@ -28,9 +28,8 @@ from casstore.errors import (
     Unsupported,
 )
 from casstore.formats.acts import PolicyArgs
-from casstore.formats.checkpoint import Checkpoint
 from casstore.ids import PointerName, PrincipalName, SnapshotDigest
-from casstore.storage.memory.ledger import MemoryLedger, MemoryLedgerView
+from casstore.storage.memory.ledger import MemoryLedger, MemoryLedgerTransaction, MemoryLedgerView
 from casstore.storage.roles import Table
 from casstore.wire import Submitted
 from tests.support.ledgerworld import API, OPEN, ORIGIN, WEB, LedgerWorld, MemoryHeads, key_of, world_policy
@@ -55,14 +54,13 @@ def test_earlier_size_is_signed_only_if_the_published_root_continues_it(world: L
     """A rotten node would become a second history at that size, under the log's own signature, for ever."""
     for name in "abcd":
         world.publish(name)
-    good = world.open_checkpoint(world.log.checkpoint_of(3)).checkpoint
+    assert world.open_checkpoint(world.log.checkpoint_of(3)).checkpoint.size == 3
     with world.ledger.write() as tx:
         tx.put(Table.NODES, encode_node(0, 2), bytes(32))
     assert world.open_checkpoint(world.log.checkpoint).checkpoint.size == 5
     for ask in (lambda: world.log.checkpoint_of(3), lambda: world.reader.inclusion(0, 3)):
         with pytest.raises(DamagedObject, match="at size 3"):
             ask()
-    assert isinstance(good, Checkpoint)
 
 
 def test_crash_in_a_batch_reads_every_unsigned_entry_back_at_open(world: LedgerWorld) -> None:
@@ -96,7 +94,7 @@ class DeafLedger(MemoryLedger):
             yield view
 
     @contextmanager
-    def write(self):  # type: ignore[no-untyped-def]
+    def write(self) -> Iterator[MemoryLedgerTransaction]:
         with super().write() as tx:
             yield tx
         self.committed = True
