@@ -38,6 +38,7 @@ check: $(VENV)/dev.stamp ## Lint, format, types, layers
 	$(BIN)/lint-imports
 
 bench: $(VENV)/dev.stamp ## Measure, beside the limit of this machine
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-columns=min,median,max -p no:cacheprovider
 	$(BIN)/python -m bench
 
 build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/

@@ -28,7 +28,7 @@ COMMON = [
 def compile_pins(output: str, *arguments: str, source: str = "pyproject.toml") -> None:
     """Write one file of pins next to this one."""
     command = [sys.executable, "-m", "piptools", "compile", *COMMON, *arguments, "-o", str(HERE / output), source]
-    subprocess.run(command, check=True, cwd=HERE.parent)
+    subprocess.run(command, check=True, cwd=HERE.parent)  # noqa: S603  our own words
 
 
 if __name__ == "__main__":

@@ -397,7 +397,8 @@ class PointerService:
         with self._ledger.read() as view:
             prover = Prover(view, published)
             return [
-                outcome if isinstance(outcome, CasstoreError) else self._answer_one(prover, outcome) for outcome in outcomes
+                outcome if isinstance(outcome, CasstoreError) else self._answer_one(prover, outcome)
+                for outcome in outcomes
             ]
 
     def _answer_one(self, prover: Prover, outcome: _Outcome) -> Submitted | CasstoreError:

@@ -251,7 +251,9 @@ def _new_policy(args: GenesisArgs | PolicyArgs, policy: Policy | None, log: str)
         raise MalformedDocument(f"a log key of the policy is not named as the log is, {log}")
     if policy is not None and after.log_keys != policy.log_keys:
         # A log that goes on under a key that its policy does not name is wrong to every auditor from there on.
-        raise Unsupported("a policy with other keys for the log is not supported: this version cannot change the log's keys")
+        raise Unsupported(
+            "a policy with other keys for the log is not supported: this version cannot change the log's keys"
+        )
     if isinstance(args, PolicyArgs) and args.version != after.version:
         raise MalformedDocument(f"the act speaks of policy version {args.version}, the policy says {after.version}")
     expected = 1 if policy is None else policy.version + 1

@@ -33,7 +33,7 @@ def grow(server: Running) -> None:
     signer = Signer(server.http, server.created.operator_key, server.created.origin)
     one, two = signer.release_of({b"a": b"1"}), signer.release_of({b"a": b"2"})
     first = signer.flip("prod/api", one, None).json["entry"]
-    second = signer.flip("prod/api", two, first, why="CHG-\u00e9\u2028\U0001f600\"\\\t\x01").json["entry"]
+    second = signer.flip("prod/api", two, first, why='CHG-\u00e9\u2028\U0001f600"\\\t\x01').json["entry"]
     assert signer.flip("prod/api", one, second, kind="rollback", left=(True, True)).status == 201
     assert signer.mark("prod/api", one, "good").status == 201
     assert signer.release("prod/api").status == 201
@@ -112,10 +112,12 @@ def test_one_changed_byte_anywhere_is_found(server: Running) -> None:
                 verifier.verify(changed.__getitem__, *pins(server))
 
 
-def forge(server: Running, change: Callable[[list[dict[str, Any]]], object], spell: Callable[[Any], str]) -> dict[str, bytes]:
+def forge(
+    server: Running, change: Callable[[list[dict[str, Any]]], object], spell: Callable[[Any], str]
+) -> dict[str, bytes]:
     """The log as its own key's holder would sign it after ``change``: hashes and note are right, what is said is not."""
     get = fetch(server)
-    size, _ = verifier.open_checkpoint(get("checkpoint"), pins(server)[0])
+    _, size, _ = verifier.open_checkpoint(get("checkpoint"), pins(server)[0])
     honest = verifier.split_entries(get(f"tile/entries/000.p/{size}"), size)
     documents = [json.loads(entry) for entry in honest]
     change(documents)
@@ -145,7 +147,9 @@ def test_the_log_key_alone_forges_no_entry(server: Running) -> None:
     assert verifier.verify(honest.__getitem__, vkey, genesis) > 5
 
     def spaced(document: Any) -> str:
-        return verifier.jcs(document) if document["idx"] == 0 else json.dumps(document, sort_keys=True, ensure_ascii=False)
+        return (
+            verifier.jcs(document) if document["idx"] == 0 else json.dumps(document, sort_keys=True, ensure_ascii=False)
+        )
 
     changes: list[tuple[Callable[[list[dict[str, Any]]], object], Callable[[Any], str], type[Exception], str]] = [
         (lambda _: None, spaced, verifier.Wrong, "canonical spelling"),

@@ -18,8 +18,8 @@ from casstore.errors import (
     MalformedDocument,
     NoRollbackTarget,
     NotPermitted,
-    Overloaded,
     OutcomeUnknown,
+    Overloaded,
     PreconditionFailed,
     ReadOnly,
     SeenMismatch,
@@ -101,7 +101,7 @@ class DeafLedger(MemoryLedger):
 
 
 def test_whatever_fails_behind_the_commit_seals_the_store() -> None:
-    """"Try again" would be a lie: the flip is on disk, unsigned, and memory is ahead of what readers see."""
+    """ "Try again" would be a lie: the flip is on disk, unsigned, and memory is ahead of what readers see."""
     ledger = DeafLedger()
     world = LedgerWorld(ledger)
     one = world.publish("one")
