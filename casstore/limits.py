@@ -20,7 +20,7 @@ PATH_SIZE_MAX_BYTES: Final = 65_535  # u16 on disk
 LINK_TARGET_MAX_BYTES: Final = 65_535  # u16 on disk
 # An entry is at most 65,535 (path) + 65,535 (target) + 7 bytes beyond the cut: so a page never exceeds this.
 PAGE_SIZE_MAX_BYTES: Final = MIB + 2 * 65_535 + 64
-ROOT_SIZE_MAX_BYTES: Final = 64 * MIB  # about a million pages: half a billion entries
+ROOT_SIZE_MAX_BYTES: Final = 8 * MIB  # some 100,000 pages, 50 million entries; decoded it takes eight times that
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
 CHUNK_MIN_BYTES: Final = 64 * KIB
@@ -29,7 +29,7 @@ CHUNK_MAX_BYTES: Final = MIB  # format: also the cap when a chunk is decompresse
 SMALL_FILE_BYTES: Final = 64 * KIB  # files below this lie in bundles
 BUNDLE_CUT_MIN_BYTES: Final = 64 * KIB
 BUNDLE_CUT_DIVISOR_BYTES: Final = 128 * KIB
-LAYOUT_SIZE_MAX_BYTES: Final = 32 * MIB  # the chunks of about 200 GB of files on one page
+LAYOUT_SIZE_MAX_BYTES: Final = 8 * MIB  # the chunks of some 45 GB of files on one page; decoded it takes 15 times that
 
 # --- snapshots and the log (format) ----------------------------------------------------------------------------------
 SNAPSHOT_SIZE_MAX_BYTES: Final = MIB
@@ -48,6 +48,10 @@ JSON_DEPTH_MAX: Final = 16  # no document of ours nests deeper than half of this
 PACK_TARGET_BYTES: Final = 16 * MIB  # a push seals its pack here
 PACK_SIZE_MAX_BYTES: Final = 128 * MIB  # what a server takes: target + one object of the largest kind, with room
 PACK_FRAMES_MAX: Final = 65_536
+# Of the objects of one pack, decompressed: else a megabyte of frames could keep a thread busy for minutes.  An honest pack of
+# PACK_TARGET_BYTES reaches this where content shrinks to a sixtieth, and is cut there.
+PACK_PLAIN_MAX_BYTES: Final = 1024 * MIB
+PACK_STRUCTURE_MAX_BYTES: Final = 64 * MIB  # of that, layouts and roots: taking those apart costs a hundred times as much
 
 # --- the wire --------------------------------------------------------------------------------------------------------
 JSON_BODY_MAX_BYTES: Final = 4 * MIB  # a snapshot of 1 MiB in base64 with its intent fits
@@ -64,8 +68,11 @@ READER_THREADS: Final = 4
 READER_QUEUE_MAX: Final = 512
 GROUP_COMMIT_MAX: Final = 256
 PUSH_SESSIONS_MAX: Final = 1024
+PUSH_SESSIONS_EACH_MAX: Final = 256  # of one principal, so that no one keeps all others out
 PUSH_LEASE_MS: Final = 60 * 60 * 1000  # renewed by every request of the push
 PACKS_PER_PUSH_IN_FLIGHT: Final = 4
+# What a proof hashes beyond each chunk once, such as the zeros of sparse files: some minutes of one thread.
+PROOF_REPEATED_MAX_BYTES: Final = 256 * GIB
 
 # --- intents ---------------------------------------------------------------------------------------------------------
 INTENT_MAX_MS: Final = 60 * 60 * 1000  # default of a policy rule's max_intent_ms

@@ -50,7 +50,9 @@ class BlobService:
             BlobNotFound: the store has no such blob.
             DamagedObject: its layout cannot be read.
         """
-        return sum(extent.length for extent in _row(decode_layout(self._layout(digest))))
+        layout = self._layout(digest)
+        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
+            return sum(extent.length for extent in _row(decode_layout(layout)))
 
     def read(self, digest: BlobDigest, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """A run of the blob's bytes, chunk by chunk.

@@ -14,7 +14,7 @@ Three ends are possible, and a retry meets each of them:
 * CRASH: the pack has its name but the index does not know it (the process died between the two): what lies there is
   verified from the first byte to the last, like a stranger's, and then recorded.
 
-Memory: one frame, and one row of some 200 bytes for each frame (at most ``PACK_FRAMES_MAX``).
+Memory: one frame (large ones are counted, see :mod:`casstore.engine.room`), and one row of some 200 bytes for each frame (at most ``PACK_FRAMES_MAX``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from casstore.engine.packs import PackService
+from casstore.engine.room import Rooms
 from casstore.errors import (
     Conflict,
     DamagedObject,
@@ -47,11 +48,16 @@ class PackReader:
 
     Args:
         pack: the name that the bytes must carry.
+        rooms: where large objects are taken apart.
         kinds: the kinds of objects that are accepted.
+
+    :meth:`close` must be called at the end, if the pack was not read to its end.
     """
 
-    def __init__(self, pack: PackId, *, kinds: frozenset[ObjectKind] = PUSHED_KINDS) -> None:
+    def __init__(self, pack: PackId, rooms: Rooms, *, kinds: frozenset[ObjectKind] = PUSHED_KINDS) -> None:
         self._pack = pack
+        self._rooms = rooms
+        self._taken: tuple[ObjectKind, int] | None = None
         self._kinds = kinds
         self._decoder = PackDecoder(pack)
 
@@ -63,18 +69,34 @@ class PackReader:
             DigestMismatch: a frame's bytes are not the object that it names.
             InvalidInput: a kind of object that is not accepted here.
             TooLarge: the pack or an object in it exceeds its bound.
+            Overloaded: other large layouts or roots are being taken in.
         """
-        for frame in self._decoder.feed(data):
+        frames = self._decoder.feed(data)
+        awaited = self._decoder.awaited
+        if frames or awaited is None:
+            self.close()  # what was awaited is here: it is opened in its turn
+        for frame in frames:
             if frame.kind not in self._kinds:
                 raise InvalidInput(f"a {frame.kind.name.lower()} does not come in a push's pack")
             try:
-                open_frame(frame)
+                with self._rooms.hold(frame.kind, frame.plain_length):
+                    open_frame(frame)
             except DamagedObject as error:
                 # Bytes from outside are not damage in the store: the sender is wrong.
                 detail = f"pack {self._pack}: {error.detail}"
                 if isinstance(error.__cause__, DigestMismatch):
                     raise DigestMismatch(detail, expected=error.expected, found=error.found) from error
                 raise MalformedDocument(detail) from error
+
+        # LIMIT: of large objects that come in slowly, no more are held than are worked on; nobody's thread waits for them.
+        if awaited is not None and self._taken is None:
+            self._taken = (awaited.kind, self._rooms.take(awaited.kind, awaited.plain_length, wait_s=0))
+
+    def close(self) -> None:
+        """Give back the room of an object that did not come to its end; harmless when called again."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            self._rooms.give_back(*taken)
 
     def finish(self) -> PackSummary:
         """Check the footer against the frames.
@@ -115,7 +137,7 @@ class PackIngest:
         self._ended: Callable[[], None] | None = ended
         self._summary: PackSummary | None = None
         self._dropped = 0
-        self._reader = PackReader(pack)
+        self._reader = PackReader(pack, packs.rooms)
         self._writer = self._create()
         self.duplicate = self._writer is None and packs.index.pack(pack) is not None
 
@@ -126,6 +148,7 @@ class PackIngest:
             InvalidInput: the bytes are wrong (``MalformedDocument``, ``DigestMismatch``, ``TooLarge``); nothing stays
             behind.
             StoreFull: no space is left; nothing stays behind.
+            Overloaded: other large layouts or roots are being taken in; nothing stays behind.
         """
         if self._writer is None:
             self._dropped += len(data)
@@ -217,6 +240,7 @@ class PackIngest:
 
     def abort(self) -> None:
         """Drop what was written, unless it has its name already; harmless when called again."""
+        self._reader.close()
         if self._writer is not None:
             self._writer.abort()
         ended, self._ended = self._ended, None
@@ -237,7 +261,7 @@ class PackIngest:
         # TRUST: it was verified on its way in, but who says that this is that pack?  All of it is verified again.
         store = self._packs.store
         size = store.size(self._pack)
-        reader = PackReader(self._pack)
+        reader = PackReader(self._pack, self._packs.rooms)
         try:
             for offset in range(0, size, _READ_BYTES):
                 reader.feed(store.read(self._pack, offset, min(_READ_BYTES, size - offset)))
@@ -247,3 +271,5 @@ class PackIngest:
                 f"a pack named {self._pack} lies in the store and is damaged: {error.detail}",
                 hint="send the objects in a pack of another name",
             ) from error
+        finally:
+            reader.close()

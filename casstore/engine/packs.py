@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from casstore.engine.room import Rooms
 from casstore.errors import (
     BlobNotFound,
     DamagedObject,
@@ -99,6 +100,8 @@ class PackService:
     ) -> None:
         self.store = store
         self.index = index
+        self.rooms = Rooms()
+        """Where large layouts and roots are taken apart."""
         self._new_pack_id = new_pack_id
         self._cache = _ObjectCache(CACHE_BYTES)
 
@@ -135,6 +138,25 @@ class PackService:
             self._cache.put(kind, id, plain)
             loaded[id] = plain
         return [loaded[id] if plain is None else plain for id, plain in zip(ids, found, strict=True)]
+
+    def read_each(self, kind: ObjectKind, ids: Sequence[bytes]) -> Iterator[bytes]:
+        """What :meth:`read_objects` returns, one by one.
+
+        Memory: ``READ_RUN_BYTES`` of plain bytes, or one object if that is larger.
+
+        Raises:
+            NotFound, DamagedObject: as :meth:`read_object`.
+        """
+        batch: list[bytes] = []
+        size = 0
+        for id, location in zip(ids, self.index.locate(kind, ids), strict=True):
+            length = 0 if location is None else location.plain_length
+            if batch and size + length > READ_RUN_BYTES:
+                yield from self.read_objects(kind, batch)
+                batch, size = [], 0
+            batch.append(id)
+            size += length
+        yield from self.read_objects(kind, batch)
 
     def read_located(self, kind: ObjectKind, wanted: Iterable[tuple[bytes, Location]]) -> Iterator[bytes]:
         """Read and verify objects whose places are known, in the order given; neighbours are read together.

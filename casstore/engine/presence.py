@@ -27,7 +27,7 @@ MISSING_NAMED_MAX: Final = 20
 _DISTINCT_MAX: Final = 131_072
 # LIMIT: 32 bytes and a dictionary slot each: some 10 MB.
 _REMEMBERED_MAX: Final = 65_536
-# LIMIT: layouts that are decoded side by side, each at most LAYOUT_SIZE_MAX_BYTES, normally some tens of KiB.
+# LIMIT: layouts that are looked up side by side.
 _BATCH: Final = 32
 
 
@@ -82,6 +82,7 @@ class Presence:
 
         Raises:
             DamagedObject: a layout that the index knows cannot be read.
+            Overloaded: other large layouts are being taken apart.
         """
         return self._look(digests, gaps, paged=True)
 
@@ -90,6 +91,7 @@ class Presence:
 
         Raises:
             DamagedObject: a layout that the index knows cannot be read.
+            Overloaded: other large layouts are being taken apart.
         """
         return self._look(digests, gaps, paged=False)
 
@@ -133,8 +135,8 @@ class Presence:
         for start in range(0, len(digests), _BATCH):
             batch = digests[start : start + _BATCH]
             flags = there[start : start + _BATCH]
-            layouts = iter(
-                self._packs.read_objects(ObjectKind.LAYOUT, [d for d, f in zip(batch, flags, strict=True) if f])
+            layouts = self._packs.read_each(
+                ObjectKind.LAYOUT, [d for d, f in zip(batch, flags, strict=True) if f]
             )
             for digest, flag in zip(batch, flags, strict=True):
                 if not flag:
@@ -142,10 +144,14 @@ class Presence:
                         gaps.add(digest)
                     yield False
                     continue
-                ids = [id for id, _ in decode_layout(next(layouts)).chunks]
-                found = index.has(ObjectKind.CHUNK, ids)
-                if gaps is not None and not all(found):
-                    for id, present in zip(ids, found, strict=True):
-                        if not present:
-                            gaps.add(id)
-                yield all(found)
+                yield self._is_complete(next(layouts), gaps)
+
+    def _is_complete(self, layout: bytes, gaps: Gaps | None) -> bool:
+        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
+            ids = [id for id, _ in decode_layout(layout).chunks]
+            found = self._packs.index.has(ObjectKind.CHUNK, ids)
+            if gaps is not None and not all(found):
+                for id, present in zip(ids, found, strict=True):
+                    if not present:
+                        gaps.add(id)
+            return all(found)

@@ -185,7 +185,7 @@ class SnapshotService:
                     # TRUST: pages that are proven one by one may still not be a tree together.
                     if not self._packs.index.memo_has([tree_proof_key(tree)])[0]:
                         self._trees.verify(tree)
-                    size += sum(page.content_bytes for page in self._trees.pages(tree))
+                    size += self._trees.size(tree)
             else:
                 blob = BlobDigest(component.digest)
                 if self._presence.blobs([blob], gaps)[0]:

@@ -74,7 +74,9 @@ class TreeService:
             )
         if len(digests) > PAGES_REQUEST_MAX * PageDigest.SIZE:
             raise TooLarge(f"a request asks for at most {PAGES_REQUEST_MAX} pages", limit=PAGES_REQUEST_MAX)
-        order = {ref.digest: number for number, ref in enumerate(self.pages(tree))}
+        root = self.root(tree)
+        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
+            order = {ref.digest: number for number, ref in enumerate(decode_root(root))}
         wanted = [PageDigest(digests[at : at + 32]) for at in range(0, len(digests), PageDigest.SIZE)]
         numbers = [order.get(page, -1) for page in wanted]
         if -1 in numbers:
@@ -106,7 +108,7 @@ class TreeService:
             if gaps.count:
                 raise gaps.error("the tree")
             data = self._packs.read_objects(ObjectKind.PAGE, batch)
-            layouts = self._packs.read_objects(ObjectKind.LAYOUT, batch)
+            layouts = self._packs.read_each(ObjectKind.LAYOUT, batch)
             for page_data, layout_data in zip(data, layouts, strict=True):
                 yield PageRecord(page_data, layout_data, chunk_places(self._packs, layout_data))
 
@@ -159,10 +161,12 @@ class TreeService:
             HostileTree, MalformedDocument: it is no tree.
             DamagedObject: a page cannot be read.
         """
-        verifier = TreeVerifier(self.root(digest), digest)
-        for ref in verifier.pages:
-            verifier.add_page(self._packs.read_object(ObjectKind.PAGE, ref.digest))
-        verifier.finish()
+        root = self.root(digest)
+        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
+            verifier = TreeVerifier(root, digest)
+            for ref in verifier.pages:
+                verifier.add_page(self._packs.read_object(ObjectKind.PAGE, ref.digest))
+            verifier.finish()
 
     def gaps(self, digest: TreeDigest, gaps: Gaps) -> None:
         """Add what a tree lacks to ``gaps``: its root, pages, layouts or chunks.
@@ -171,11 +175,23 @@ class TreeService:
             DamagedObject: a root or layout cannot be read.
         """
         try:
-            pages = self.pages(digest)
+            root = self.root(digest)
         except TreeNotFound:
             gaps.add(digest)
             return
-        self._presence.pages([ref.digest for ref in pages], gaps)
+        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
+            self._presence.pages([ref.digest for ref in decode_root(root)], gaps)
+
+    def size(self, digest: TreeDigest) -> int:
+        """Content bytes of the tree, as its root says.
+
+        Raises:
+            TreeNotFound: the store has no such tree.
+            MalformedDocument: the root was pushed but is none.
+        """
+        root = self.root(digest)
+        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
+            return sum(page.content_bytes for page in decode_root(root))
 
     def resolve(self, prefix: str, *, limit: int = 20) -> list[TreeDigest]:
         """Trees whose digest begins with ``prefix`` (hex digits, with or without ``blake3:``), at most ``limit``.
@@ -192,15 +208,16 @@ def chunk_places(packs: PackService, layout: bytes) -> list[ChunkAt]:
     Raises:
         SnapshotIncomplete: a chunk is missing.
     """
-    ids = [id for id, _ in decode_layout(layout).chunks]
-    locations = packs.index.locate(ObjectKind.CHUNK, ids)
-    if None in locations:
-        gaps = Gaps()
-        for id, location in zip(ids, locations, strict=True):
-            if location is None:
-                gaps.add(id)
-        raise gaps.error("the content")
-    return [ChunkAt(at.pack, at.offset, at.stored_length) for at in locations if at is not None]
+    with packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
+        ids = [id for id, _ in decode_layout(layout).chunks]
+        locations = packs.index.locate(ObjectKind.CHUNK, ids)
+        if None in locations:
+            gaps = Gaps()
+            for id, location in zip(ids, locations, strict=True):
+                if location is None:
+                    gaps.add(id)
+            raise gaps.error("the content")
+        return [ChunkAt(at.pack, at.offset, at.stored_length) for at in locations if at is not None]
 
 
 def resolve_prefix(packs: PackService, kind: ObjectKind, prefix: str, *, limit: int) -> list[bytes]:

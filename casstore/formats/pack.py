@@ -24,6 +24,7 @@ from casstore.formats.frame import (
     PLAIN_MAX_BYTES,
     Codec,
     Frame,
+    FrameHead,
     ObjectKind,
     decode_frame,
     encode_frame,
@@ -36,7 +37,12 @@ from casstore.formats.frame import (
 )
 from casstore.hashing import Buffer, blake3_256
 from casstore.ids import PackId
-from casstore.limits import PACK_FRAMES_MAX, PACK_SIZE_MAX_BYTES
+from casstore.limits import (
+    PACK_FRAMES_MAX,
+    PACK_PLAIN_MAX_BYTES,
+    PACK_SIZE_MAX_BYTES,
+    PACK_STRUCTURE_MAX_BYTES,
+)
 
 __all__ = [
     "FOOTER_OVERHEAD_BYTES",
@@ -76,6 +82,8 @@ FOOTER_OVERHEAD_BYTES: Final = _FOOTER.size + TRAILER_BYTES
 FOOTER_ROW_BYTES: Final = _ROW.size
 
 _SMALL_PIECE_BYTES: Final = 4096
+_STRUCTURE: Final = frozenset({ObjectKind.LAYOUT, ObjectKind.ROOT})
+_LARGEST_BYTES: Final = max(PLAIN_MAX_BYTES.values())
 
 
 class PackRow(NamedTuple):
@@ -90,6 +98,25 @@ class PackRow(NamedTuple):
     stored_length: int
     plain_length: int
     codec: Codec
+
+
+class _PlainBytes:
+    """What the objects of one pack come to when they are decompressed."""
+
+    __slots__ = ("structure", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.structure = 0
+
+    def add(self, kind: ObjectKind, plain_length: int) -> None:
+        self.total += plain_length
+        if kind in _STRUCTURE:
+            self.structure += plain_length
+
+    def exceed(self, more: int = 0) -> bool:
+        """Whether they are above the bounds, or would be with ``more`` bytes of any kind."""
+        return self.total + more > PACK_PLAIN_MAX_BYTES or self.structure + more > PACK_STRUCTURE_MAX_BYTES
 
 
 class PackSummary(NamedTuple):
@@ -116,6 +143,7 @@ class PackEncoder:
         """Bytes handed out so far."""
         self.frames: list[PackRow] = []
         """What was added so far, in order."""
+        self._plain = _PlainBytes()
         self._finished = False
 
     def header(self) -> bytes:
@@ -128,7 +156,7 @@ class PackEncoder:
         """Whether an object of ``stored_length`` stored bytes can still be added."""
         rows = len(self.frames) + 1
         size = self.size + FRAME_HEADER_BYTES + stored_length + FOOTER_OVERHEAD_BYTES + rows * FOOTER_ROW_BYTES
-        return rows <= PACK_FRAMES_MAX and size <= PACK_SIZE_MAX_BYTES
+        return rows <= PACK_FRAMES_MAX and size <= PACK_SIZE_MAX_BYTES and not self._plain.exceed(_LARGEST_BYTES)
 
     def add(self, kind: ObjectKind, id: bytes, codec: Codec, stored: Buffer, plain_length: int) -> bytes:
         """The bytes of the next frame, to be written behind what came before.
@@ -150,6 +178,7 @@ class PackEncoder:
             raise TooLarge(f"the pack {self.pack} is full", limit=PACK_SIZE_MAX_BYTES)
         frame = encode_frame(kind, id, codec, stored, plain_length)
         self.frames.append(PackRow(kind, bytes(id), self.size, len(frame), plain_length, codec))
+        self._plain.add(kind, plain_length)
         self.size += len(frame)
         return frame
 
@@ -250,15 +279,19 @@ class PackDecoder:
         self._offset = 0  # of the first pending byte
         self._rows: list[PackRow] = []
         self._summary: PackSummary | None = None
+        self._plain = _PlainBytes()
         self.pack: PackId | None = None
         """The pack's name, once its header was read."""
+        self.awaited: FrameHead | None = None
+        """The frame that is still coming in, once its header was read."""
 
     def feed(self, data: Buffer) -> list[Frame]:
         """Take more bytes, return the frames that they complete; each frame's checksum holds.
 
         Raises:
             MalformedDocument: not a pack, or another one than expected.
-            TooLarge: above ``PACK_SIZE_MAX_BYTES`` or ``PACK_FRAMES_MAX`` frames.
+            TooLarge: above ``PACK_SIZE_MAX_BYTES``, ``PACK_FRAMES_MAX`` frames, ``PACK_PLAIN_MAX_BYTES`` of plain bytes,
+                or ``PACK_STRUCTURE_MAX_BYTES`` of them in layouts and roots.
         """
         if not len(data):
             return []
@@ -290,6 +323,7 @@ class PackDecoder:
         """Cut what is whole off the front of ``view``; returns how many bytes that is, and sets what is needed next."""
         size = len(view)
         used = 0
+        self.awaited = None
         if self.pack is None:
             self._take_header(view)
             used = PACK_HEADER_BYTES
@@ -306,7 +340,16 @@ class PackDecoder:
                 raise TooLarge(f"a pack has at most {PACK_FRAMES_MAX} frames and {PACK_SIZE_MAX_BYTES} bytes")
             if size - used < whole:
                 self._needed = whole
+                self.awaited = head
                 return used
+            # LIMIT: before anything is decompressed: frames come out when all of a piece were looked at.
+            self._plain.add(head.kind, head.plain_length)
+            if self._plain.exceed():
+                raise TooLarge(
+                    f"the objects of a pack have at most {PACK_PLAIN_MAX_BYTES} plain bytes, {PACK_STRUCTURE_MAX_BYTES} of "
+                    "them in layouts and roots",
+                    limit=PACK_PLAIN_MAX_BYTES,
+                )
             frames.append(read_frame(head, view, used, offset))
             self._rows.append(PackRow(head.kind, head.id, offset, whole, head.plain_length, head.codec))
             used += whole

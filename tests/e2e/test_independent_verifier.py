@@ -139,6 +139,11 @@ def _resign(entry: dict[str, Any]) -> None:
     entry["auth"]["payload"] = base64.b64encode(verifier.jcs(payload).encode()).decode()
 
 
+def _unsign(entry: dict[str, Any]) -> None:
+    """The server's word in place of the signature, before the policy allows that."""
+    entry["auth"] = {"payload": entry["auth"]["payload"], "token": {"id": "0" * 16, "principal": "operator"}}
+
+
 def test_the_log_key_alone_forges_no_entry(server: Running) -> None:
     """Whoever owns the server signs any root; the spelling and the principals' signatures still give it away."""
     grow(server)
@@ -158,6 +163,7 @@ def test_the_log_key_alone_forges_no_entry(server: Running) -> None:
         (lambda log: log[3].update(type="hold"), verifier.jcs, verifier.Wrong, "not what was signed"),
         (lambda log: log[3].update(ts=int(time.time() * 1000) + 10**9), verifier.jcs, verifier.Wrong, "another time"),
         (lambda log: log[3].update(auth=log[2]["auth"]), verifier.jcs, verifier.Wrong, "repeats|not what was signed"),
+        (lambda log: _unsign(log[3]), verifier.jcs, verifier.Wrong, "no one signed"),
         (lambda log: log[3]["auth"]["signatures"].clear(), verifier.jcs, verifier.Wrong, "nobody"),
         (lambda log: log[2]["body"].update(x=1), verifier.jcs, verifier.Wrong, "saw another log"),
     ]

@@ -65,8 +65,8 @@ def open_checkpoint(note: bytes, vkey: str) -> tuple[str, int, bytes]:
     text, lines = note.decode().rsplit("\n\n", 1)
     demand(lines.endswith("\n"), "the note does not end in a newline")
     start = f"\u2014 {name} "
-    raw = [unbase64(line.removeprefix(start)) for line in lines[:-1].split("\n") if line.startswith(start)]
-    signatures = [signature[4:] for signature in raw if signature[:4] == key_id]
+    ours = [unbase64(line.removeprefix(start)) for line in lines[:-1].split("\n") if line.startswith(start)]
+    signatures = [line[4:] for line in ours if line[:4] == key_id]
     demand(signatures, "the log did not sign its checkpoint")
     Ed25519PublicKey.from_public_bytes(public).verify(signatures[0], text.encode() + b"\n")
     origin, size, root = text.split("\n")
@@ -84,8 +84,7 @@ def tree_root(hashes: list[bytes]) -> bytes:
 def tile_paths(level: object, width: int) -> list[tuple[str, int]]:
     paths = []
     for n in range((width + 255) // 256):
-        count = min(256, width - 256 * n)
-        groups = re.findall("...", f"{n:0{(len(str(n)) + 2) // 3 * 3}d}")
+        count, groups = min(256, width - 256 * n), re.findall("...", f"{n:0{(len(str(n)) + 2) // 3 * 3}d}")
         path = "".join(f"x{group}/" for group in groups[:-1]) + groups[-1] + ("" if count == 256 else f".p/{count}")
         paths.append((f"tile/{level}/{path}", count))
     return paths
@@ -101,14 +100,15 @@ def split_entries(data: bytes, count: int) -> list[bytes]:
     return entries
 
 
-def verify_intent(auth: dict, keys: set[bytes]) -> dict:
+def verify_intent(auth: dict, policy: dict) -> dict:
     payload = unbase64(auth["payload"])
     intent = read_json(payload, "a payload")
-    if set(auth) == {"payload", "token"}:
-        return intent  # a rule lets the server vouch for whose token it was: nothing is signed
+    if set(auth) == {"payload", "token"}:  # the server vouches for whose token it was: nothing is signed
+        demand(intent["act"] != "policy" and any(rule["unsigned"] for rule in policy["rules"]), "an act that no one signed")
+        return intent
     demand(set(auth) == {"payload", "payloadType", "signatures"} and auth["payloadType"] == PAYLOAD_TYPE, "no envelope")
-    if intent["act"] in ("genesis", "policy"):
-        keys = keys | policy_keys(intent)
+    brought = intent["args"]["policy"]["principals"] if intent["act"] in ("genesis", "policy") else []
+    keys = [read_vkey(vkey)[2] for principal in policy["principals"] + brought for vkey in principal["keys"]]
     by_id = {hashlib.sha256(key).hexdigest(): key for key in keys}
     ids = [signature["keyid"] for signature in auth["signatures"]]
     demand(ids and ids == sorted(set(ids)) and set(ids) <= set(by_id), "signed by nobody, twice, or by a stranger")
@@ -116,10 +116,6 @@ def verify_intent(auth: dict, keys: set[bytes]) -> dict:
     for signature in auth["signatures"]:
         Ed25519PublicKey.from_public_bytes(by_id[signature["keyid"]]).verify(unbase64(signature["sig"]), message)
     return intent
-
-
-def policy_keys(intent: dict) -> set[bytes]:
-    return {read_vkey(vkey)[2] for principal in intent["args"]["policy"]["principals"] for vkey in principal["keys"]}
 
 
 def verify(get: Callable[[str], bytes], vkey: str, genesis_sha256: str) -> int:
@@ -133,20 +129,19 @@ def verify(get: Callable[[str], bytes], vkey: str, genesis_sha256: str) -> int:
         demand(stored == b"".join(hashes), f"a tile of level {level} is not the hash of what lies under it")
         hashes = [tree_root(hashes[i : i + 256]) for i in range(0, len(hashes) // 256 * 256, 256)]
     demand(hashlib.sha256(entries[0]).hexdigest() == genesis_sha256, "another log's first entry")
-    keys, done, last = set(), set(), 0
+    policy, done, last = {"principals": [], "rules": []}, set(), 0
     for index, data in enumerate(entries):
         entry = read_json(data, f"entry {index}")
         demand(set(entry) == FIELDS and len(data) <= 61440, f"entry {index} is none")
         demand((entry["idx"], entry["log"], entry["v"]) == (index, origin, 1), f"entry {index} is elsewhere")
-        intent = verify_intent(entry["auth"], keys)
+        intent = verify_intent(entry["auth"], policy)
         demand((intent["act"], intent["log"]) == (entry["type"], entry["log"]), f"entry {index} is not what was signed")
         demand(max(last, intent["iat"] - 60000) <= entry["ts"] <= intent["exp"], f"entry {index} is of another time")
         demand(entry["auth"]["payload"] not in done, f"entry {index} repeats an intent")
-        seen = intent["seen"]
-        shown = tree_root(leaves[: seen["size"]]).hex()
+        seen, shown = intent["seen"], tree_root(leaves[: intent["seen"]["size"]]).hex()
         demand(seen["size"] <= index and shown == seen["root"], f"entry {index} saw another log")
         last, done = entry["ts"], done | {entry["auth"]["payload"]}
-        keys = policy_keys(intent) if entry["type"] in ("genesis", "policy") else keys
+        policy = intent["args"].get("policy", policy)
     return size
 
 

@@ -178,6 +178,21 @@ def test_a_policy_that_asks_for_what_is_not_there_yet_is_refused(change: dict[st
         World(policy_document(rule("**", ["alice"], **change)))
 
 
+def test_a_log_does_not_continue_itself() -> None:
+    """Who lost entries starts a log of another name, so that no one takes the two for one."""
+    for origin, match in ((ORIGIN, "continue itself"), ("casstore/before", "")):
+        world = World(policy_document(), snapshots="")
+        prev = PreviousLog(origin=origin, root="00" * 32, size=7)
+        args = GenesisArgs(policy=policy_document(), prev=prev)
+        act = world.sign(args, policy=0, seen_size=0, seen_root=world.roots[0])
+        machine = Machine(ORIGIN)
+        if match:
+            with pytest.raises(MalformedDocument, match=match):
+                machine.plan(act, idx=0, ts=world.ts, lookup=world.lookup)
+        else:
+            assert machine.plan(act, idx=0, ts=world.ts, lookup=world.lookup).entry is not None
+
+
 def test_the_first_entry_is_the_genesis() -> None:
     world = World()
     machine = Machine(ORIGIN)

@@ -85,6 +85,12 @@ def test_trust_files_that_contradict_themselves(changes: dict[str, Any]) -> None
         encode_trust(trust(**changes))
 
 
+def test_the_clock_is_no_witness() -> None:
+    """The server's own key in a quorum would let the server witness itself."""
+    with pytest.raises(MalformedDocument, match="quorum"):
+        encode_trust(trust(witnesses=f"witness w {CLOCK.verifier.encode()} https://w/\nquorum w\n"))
+
+
 def test_one_key_for_log_and_clock_is_refused() -> None:
     """A cosignature does not say whose it is: one key for both would let time speak for content."""
     seed = hashlib.sha256(b"seed of " + ORIGIN.encode()).digest()
