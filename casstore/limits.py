@@ -51,7 +51,9 @@ PACK_FRAMES_MAX: Final = 65_536
 # Of the objects of one pack, decompressed: else a megabyte of frames could keep a thread busy for minutes.  An honest pack of
 # PACK_TARGET_BYTES reaches this where content shrinks to a sixtieth, and is cut there.
 PACK_PLAIN_MAX_BYTES: Final = 1024 * MIB
-PACK_STRUCTURE_MAX_BYTES: Final = 64 * MIB  # of that, layouts and roots: taking those apart costs a hundred times as much
+PACK_STRUCTURE_MAX_BYTES: Final = (
+    64 * MIB
+)  # of that, layouts and roots: taking those apart costs a hundred times as much
 
 # --- the wire --------------------------------------------------------------------------------------------------------
 JSON_BODY_MAX_BYTES: Final = 4 * MIB  # a snapshot of 1 MiB in base64 with its intent fits

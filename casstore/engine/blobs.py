@@ -6,9 +6,8 @@ held against the memo of what was proven, so a run from the middle is as trustwo
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
+from typing import Final
 
 from casstore.engine.packs import PackService, format_object
 from casstore.engine.presence import Gaps
@@ -17,9 +16,14 @@ from casstore.engine.trees import chunk_places
 from casstore.errors import BlobNotFound, DamagedObject, InvalidInput
 from casstore.formats.layout import Extent, Layout, decode_layout
 from casstore.formats.pack import ObjectKind
-from casstore.ids import BlobDigest
+from casstore.ids import BlobDigest, ChunkId
 from casstore.storage.roles import Location
 from casstore.wire import PageRecord
+
+# LIMIT: extents of one reader that are held at a time: half a gigabyte of an honest blob, and less than a MiB of memory.
+_WINDOW_EXTENTS: Final = 2048
+# The extents, each with its chunk and where that lies; how many bytes of the first are not wanted.
+_Window = tuple[list[Extent], list[tuple[ChunkId, Location]], int]
 
 
 class BlobService:
@@ -68,32 +72,48 @@ class BlobService:
         Raises:
             BlobNotFound: the store has no such blob.
             InvalidInput: a run outside the blob.
-            SnapshotIncomplete: a chunk is missing.
+            SnapshotIncomplete: (also while iterating) a chunk is missing.
             DamagedObject: (also while iterating) a chunk cannot be read.
+            Overloaded: (also while iterating) other large layouts are being taken apart.
         """
-        layout = decode_layout(self._layout(digest))
-        row = _row(layout)
-        ends = list(accumulate(extent.length for extent in row))
-        size = ends[-1] if ends else 0
+        size = self.size(digest)
         stop = size if length is None else offset + length
         if not 0 <= offset <= stop <= size:
             raise InvalidInput(f"bytes {offset} to {stop} are not inside a blob of {size} bytes")
         if offset == stop:
             return iter(())
-        first, last = bisect_right(ends, offset), bisect_right(ends, stop - 1)
-        extents = row[first : last + 1]
-        start = ends[first] - row[first].length
-        return self._pieces(layout, extents, self._locate(layout, extents), offset - start, stop - offset)
+        return self._pieces(digest, self._window(digest, offset, stop), offset, stop)
 
-    def _pieces(
-        self, layout: Layout, extents: list[Extent], locations: dict[int, Location], skip: int, left: int
-    ) -> Iterator[bytes]:
-        wanted = ((layout.chunks[extent.chunk][0], locations[extent.chunk]) for extent in extents)
-        for plain, extent in zip(self._packs.read_located(ObjectKind.CHUNK, wanted), extents, strict=True):
-            piece = plain[extent.offset + skip : extent.offset + min(extent.length, skip + left)]
-            skip = 0
-            left -= len(piece)
-            yield piece
+    def _pieces(self, digest: BlobDigest, window: _Window, at: int, stop: int) -> Iterator[bytes]:
+        while True:
+            extents, wanted, skip = window
+            for plain, extent in zip(self._packs.read_located(ObjectKind.CHUNK, wanted), extents, strict=True):
+                piece = plain[extent.offset + skip : extent.offset + min(extent.length, skip + stop - at)]
+                skip = 0
+                at += len(piece)
+                yield piece
+            if at == stop:
+                return
+            window = self._window(digest, at, stop)
+
+    def _window(self, digest: BlobDigest, at: int, stop: int) -> _Window:
+        """The extents from the byte ``at`` on, up to ``stop`` or ``_WINDOW_EXTENTS`` of them."""
+        data = self._layout(digest)
+        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
+            layout = decode_layout(data)
+            extents: list[Extent] = []
+            skip = position = 0
+            for extent in _row(layout):
+                end = position + extent.length
+                if end > at:
+                    if not extents:
+                        skip = at - position
+                    extents.append(extent)
+                    if end >= stop or len(extents) == _WINDOW_EXTENTS:
+                        break
+                position = end
+            locations = self._locate(layout, extents)
+            return extents, [(layout.chunks[extent.chunk][0], locations[extent.chunk]) for extent in extents], skip
 
     def _locate(self, layout: Layout, extents: list[Extent]) -> dict[int, Location]:
         ordinals = sorted({extent.chunk for extent in extents})

@@ -14,7 +14,8 @@ Three ends are possible, and a retry meets each of them:
 * CRASH: the pack has its name but the index does not know it (the process died between the two): what lies there is
   verified from the first byte to the last, like a stranger's, and then recorded.
 
-Memory: one frame (large ones are counted, see :mod:`casstore.engine.room`), and one row of some 200 bytes for each frame (at most ``PACK_FRAMES_MAX``).
+Memory: one frame (large ones are counted, see :mod:`casstore.engine.room`), and one row of some 200 bytes for each frame
+(at most ``PACK_FRAMES_MAX``).
 """
 
 from __future__ import annotations

@@ -139,10 +139,12 @@ class PackService:
             loaded[id] = plain
         return [loaded[id] if plain is None else plain for id, plain in zip(ids, found, strict=True)]
 
-    def read_each(self, kind: ObjectKind, ids: Sequence[bytes]) -> Iterator[bytes]:
+    def read_each(
+        self, kind: ObjectKind, ids: Sequence[bytes], *, run_bytes: int = READ_RUN_BYTES
+    ) -> Iterator[bytes]:
         """What :meth:`read_objects` returns, one by one.
 
-        Memory: ``READ_RUN_BYTES`` of plain bytes, or one object if that is larger.
+        Memory: ``run_bytes`` of plain bytes, or one object if that is larger.
 
         Raises:
             NotFound, DamagedObject: as :meth:`read_object`.
@@ -151,7 +153,7 @@ class PackService:
         size = 0
         for id, location in zip(ids, self.index.locate(kind, ids), strict=True):
             length = 0 if location is None else location.plain_length
-            if batch and size + length > READ_RUN_BYTES:
+            if batch and size + length > run_bytes:
                 yield from self.read_objects(kind, batch)
                 batch, size = [], 0
             batch.append(id)

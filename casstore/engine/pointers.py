@@ -23,7 +23,7 @@ import msgspec
 
 from casstore.engine.clockguard import ClockGuard
 from casstore.engine.log import LogService
-from casstore.engine.lookup import LedgerLookup, SnapshotContent
+from casstore.engine.lookup import LedgerLookup, SnapshotContent, completeness_of
 from casstore.engine.nodes import append_entry, decode_index, node_reader, read_entry, read_size
 from casstore.engine.proofs import Prover
 from casstore.engine.reading import PointerReader, read_policy, read_snapshot
@@ -71,6 +71,7 @@ from casstore.limits import GROUP_COMMIT_MAX, POINTERS_MAX
 from casstore.merkle import Frontier
 from casstore.storage.roles import Ledger, LedgerTransaction, LedgerView, Table
 from casstore.transitions.authority import check_unsigned
+from casstore.transitions.authority import judge
 from casstore.transitions.machine import Machine, Planned, SignedAct
 from casstore.transitions.rollback import Skipped as SkippedStep
 from casstore.wire import RollbackTarget, RollbackTo, Skipped, Submitted
@@ -362,6 +363,34 @@ class PointerService:
             if key is not None:
                 remembered = Remembered(planned.idx, fingerprint(submission))
                 work.tx.put(Table.INTENTS, key, msgspec.json.encode(remembered))
+
+    # --- before submitting -----------------------------------------------------------------------------------------------
+
+    def look_ahead(self, submission: SignedSubmission) -> None:
+        """Have the content that a signed act needs looked up, so that the writer finds the answer remembered.
+
+        The first flip to a snapshot of a million files then keeps no other flip waiting.  TRUST: nothing is looked up for an
+        act that the policy would not allow now: who holds no key makes nobody read.
+
+        Raises:
+            SnapshotIncomplete: what is to be published lacks something; the writer need not find that out once more.
+            SnapshotNotFound, DigestMismatch, MalformedDocument, DamagedObject: its document cannot be used.
+
+        Threads: any.
+        """
+        ts = max(self._guard.now_ms(), self._machine.last_ts)
+        try:
+            args = judge(SignedAct(submission.envelope), self._machine.policy, origin=self._log.origin, ts=ts).args
+        except CasstoreError:
+            return  # the writer says what is wrong, in its order of checks
+        if isinstance(args, FlipArgs):
+            for target in {member.to for member in args.members if member.to is not None}:
+                completeness_of(self._content, target)
+        elif isinstance(args, SnapshotArgs):
+            with self._ledger.read() as view:
+                published = view.get(Table.SNAPSHOTS, args.digest) is not None
+            if not published:
+                self._check_document(args)
 
     # --- answering -----------------------------------------------------------------------------------------------------
 

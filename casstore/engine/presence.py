@@ -135,9 +135,7 @@ class Presence:
         for start in range(0, len(digests), _BATCH):
             batch = digests[start : start + _BATCH]
             flags = there[start : start + _BATCH]
-            layouts = self._packs.read_each(
-                ObjectKind.LAYOUT, [d for d, f in zip(batch, flags, strict=True) if f]
-            )
+            layouts = self._packs.read_each(ObjectKind.LAYOUT, [d for d, f in zip(batch, flags, strict=True) if f])
             for digest, flag in zip(batch, flags, strict=True):
                 if not flag:
                     if gaps is not None:

@@ -18,8 +18,9 @@ wrong bytes: a page with an unproven layout is *missing* for everyone else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from typing import Final, NamedTuple
 
 from casstore.clock import Clock
@@ -30,6 +31,7 @@ from casstore.engine.presence import Gaps, Presence
 from casstore.engine.proving import (
     Unit,
     check_chunk_lengths,
+    hashed_bytes,
     page_proof_key,
     plan_units,
     prove_unit,
@@ -42,12 +44,16 @@ from casstore.formats.layout import Layout, decode_layout, verify_layout_fits
 from casstore.formats.pack import ObjectKind
 from casstore.formats.tree import EntryType, TreeEntry, TreeVerifier
 from casstore.ids import ArtifactName, BlobDigest, PackId, PageDigest, PushId, TreeDigest
-from casstore.limits import MISSING_IDS_MAX, PACK_TARGET_BYTES
+from casstore.limits import MIB, MISSING_IDS_MAX, PROOF_REPEATED_MAX_BYTES
 from casstore.storage.roles import Location
 from casstore.wire import Artifact, CommitRequest, encode_bitmap
 
 # LIMIT: pages whose bytes, entries and layouts are looked up side by side.
 _BATCH: Final = 16
+# LIMIT: of those, layouts that are in memory side by side.
+_LAYOUTS_BYTES: Final = 2 * MIB
+# LIMIT: proven layouts that are held until they are written, as one pack.
+_SEAL_BYTES: Final = 8 * MIB
 _ID: Final = 32
 
 
@@ -92,13 +98,14 @@ class PushService:
 
     # --- step 1 ------------------------------------------------------------------------------------------------------
 
-    def missing(self, push: PushId, kind: ObjectKind, ids: bytes) -> bytes:
+    def missing(self, push: PushId, kind: ObjectKind, ids: bytes, *, by: str = "") -> bytes:
         """Say which objects the store lacks; begins the push or renews its lease.
 
         Args:
             push: the client's choice, 128 random bits.
             kind: ``CHUNK`` or ``PAGE``; a page is present only with a proven layout and all chunks.
             ids: 32 bytes each, at most ``MISSING_IDS_MAX`` of them.
+            by: the principal who pushes.
 
         Returns:
             A bitmap (:func:`casstore.wire.encode_bitmap`), a set bit for each missing id.
@@ -114,14 +121,14 @@ class PushService:
             raise TooLarge(f"a request asks for at most {MISSING_IDS_MAX} ids", limit=MISSING_IDS_MAX)
         if kind not in (ObjectKind.CHUNK, ObjectKind.PAGE):
             raise InvalidInput("a push asks for chunks or pages")
-        self.sessions.begin(push, asked=True)
+        self.sessions.begin(push, asked=True, by=by)
         digests = [ids[at : at + _ID] for at in range(0, len(ids), _ID)]
         look = self._presence.chunks if kind is ObjectKind.CHUNK else self._presence.pages
         return encode_bitmap([not present for present in look(digests)])
 
     # --- step 2 ------------------------------------------------------------------------------------------------------
 
-    def begin_pack(self, push: PushId, pack: PackId) -> PackIngest:
+    def begin_pack(self, push: PushId, pack: PackId, *, by: str = "") -> PackIngest:
         """Begin to receive a pack; begins the push or renews its lease.  ``abort`` must be called at the end in any
         case.
 
@@ -130,7 +137,7 @@ class PushService:
             Overloaded: too many packs of this push, or too many pushes.
             StoreFull: no space is left.
         """
-        self.sessions.begin_pack(push, pack)
+        self.sessions.begin_pack(push, pack, by=by)
         begun = False
         try:
             ingest = PackIngest(
@@ -171,6 +178,8 @@ class PushService:
             HostileTree: a path that no honest tree has.
             MalformedDocument: a page, root or layout breaks its format, or a layout does not fit.
             DigestMismatch: a file is not what its digest says.
+            TooLarge: more repeated bytes than ``PROOF_REPEATED_MAX_BYTES``.
+            Overloaded: other large layouts or roots are being worked on.
             InvalidInput: name, labels or digest are not such.
             DamagedObject: a stored object cannot be read.
             StoreFull, OutcomeUnknown: the layouts cannot be written.
@@ -191,7 +200,9 @@ class PushService:
             digest = BlobDigest.parse(request.digest)
             units = commit.blob_units(digest)
         try:
-            run_units(units, commit.prove, pool=pool, width=width)
+            # The generator holds room for what is large: it is closed here, and not when someone forgets the error.
+            with closing(units):
+                run_units(units, commit.prove, pool=pool, width=width)
         except SnapshotIncomplete as error:
             # Without having asked, a push cannot know what the store lacks: it lost its memory, not its content.
             if not self.sessions.asked(push):
@@ -211,7 +222,7 @@ class PushService:
         for (digest, _), data in zip(waiting, self._packs.read_located(ObjectKind.LAYOUT, waiting), strict=True):
             batch.append((ObjectKind.LAYOUT, digest, data))
             size += len(data)
-            if size >= PACK_TARGET_BYTES:
+            if size >= _SEAL_BYTES:
                 yield self._packs.seal_objects(batch)
                 batch, size = [], 0
         if batch:
@@ -285,18 +296,24 @@ class _Commit:
         self.tree_keys: list[bytes] = []
         self.proven: list[tuple[bytes, Location]] = []
         self.read: list[int] = []
+        self._allowed_bytes = PROOF_REPEATED_MAX_BYTES
 
     def prove(self, unit: Unit) -> None:
         """Do one unit of work."""
         self.read.append(prove_unit(self._packs, unit))
 
-    def tree_units(self, digest: TreeDigest) -> Iterator[Unit]:
+    def tree_units(self, digest: TreeDigest) -> Generator[Unit]:
         """Check a tree's structure and what is present; hand out the files that are still to be proven."""
         index = self._packs.index
         if not index.has(ObjectKind.ROOT, [digest])[0]:
             self._gaps.add(digest)
             raise self._gaps.error(f"tree {digest}")
-        verifier = TreeVerifier(self._packs.read_object(ObjectKind.ROOT, digest), digest)
+        root = self._packs.read_object(ObjectKind.ROOT, digest)
+        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
+            yield from self._page_units(digest, TreeVerifier(root, digest))
+
+    def _page_units(self, digest: TreeDigest, verifier: TreeVerifier) -> Iterator[Unit]:
+        index = self._packs.index
         whole = True
         for start in range(0, len(verifier.pages), _BATCH):
             batch = [ref.digest for ref in verifier.pages[start : start + _BATCH]]
@@ -306,19 +323,33 @@ class _Commit:
                     self._gaps.add(page)
             # Behind a missing page the tree cannot be verified; what else is missing can still be said.
             whole = whole and all(there)
-            yield from self._batch_units(
-                verifier if whole else None, [p for p, t in zip(batch, there, strict=True) if t]
-            )
+            for pages in self._cut([page for page, present in zip(batch, there, strict=True) if present]):
+                yield from self._batch_units(verifier if whole else None, pages)
         if self._gaps.count:
             raise self._gaps.error(f"tree {digest}")
         verifier.finish()
         self.tree_keys.append(tree_proof_key(digest))
 
+    def _cut(self, pages: Sequence[PageDigest]) -> Iterator[list[PageDigest]]:
+        """Pages, in their order, as many at a time as have layouts of ``_LAYOUTS_BYTES``."""
+        part: list[PageDigest] = []
+        size = 0
+        for page, known in zip(pages, self._packs.index.locate(ObjectKind.LAYOUT, pages), strict=True):
+            location = known or self._brought.get(page)
+            length = 0 if location is None else location.plain_length
+            if part and size + length > _LAYOUTS_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(page)
+            size += length
+        if part:
+            yield part
+
     def _batch_units(self, verifier: TreeVerifier | None, pages: Sequence[PageDigest]) -> Iterator[Unit]:
         layouts = self._layouts(pages)
         if verifier is None:
             for page in pages:
-                self._locate(page, layouts[page])
+                self._look(page, layouts[page])
             return
         for page, data in zip(pages, self._packs.read_objects(ObjectKind.PAGE, pages), strict=True):
             entries = verifier.add_page(data)
@@ -326,15 +357,17 @@ class _Commit:
             self.files += sum(entry.type == EntryType.FILE for entry in entries)
             yield from self._object_units(page, entries, layouts[page])
 
-    def blob_units(self, digest: BlobDigest) -> Iterator[Unit]:
+    def blob_units(self, digest: BlobDigest) -> Generator[Unit]:
         """Check a blob's layout and chunks; hand out the blob if it is still to be proven."""
         # TRUST: a page's digest names a proven layout too; it must not pass for a blob.
         if self._packs.index.has(ObjectKind.PAGE, [digest])[0]:
             raise InvalidInput(f"{digest} names a page of a tree, not a blob")
         layout = self._layouts([digest])[digest]
         if layout is not None:
-            rows = decode_layout(layout).files
-            self.size_bytes = sum(extent.length for extent in rows[0]) if rows else 0
+            with self._packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
+                rows = decode_layout(layout).files
+                self.size_bytes = sum(extent.length for extent in rows[0]) if rows else 0
+                del rows
         self.files = 1
         entry = TreeEntry(b"", EntryType.FILE, 0, self.size_bytes, digest)
         yield from self._object_units(digest, [entry], layout)
@@ -342,8 +375,15 @@ class _Commit:
             raise self._gaps.error(f"blob {digest}")
 
     def _object_units(self, digest: bytes, entries: Sequence[TreeEntry], data: bytes | None) -> Iterator[Unit]:
-        found = self._locate(digest, data)
-        if found is None or data is None:
+        if data is None:
+            self._gaps.add(digest)
+            return
+        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
+            yield from self._layout_units(digest, entries, data)
+
+    def _layout_units(self, digest: bytes, entries: Sequence[TreeEntry], data: bytes) -> Iterator[Unit]:
+        found = self._locate(data)
+        if found is None:
             return
         layout, locations = found
         key = page_proof_key(digest, data)
@@ -359,7 +399,16 @@ class _Commit:
         self.keys.append(key)
         if digest in self._brought:
             self.proven.append((digest, self._brought[digest]))
-        yield from plan_units(entries, layout, locations)
+        self._allowed_bytes += sum(length for _, length in layout.chunks)
+        for unit in plan_units(entries, layout, locations):
+            # LIMIT: processor time; the layout of a few kilobytes can repeat a chunk for terabytes.
+            self._allowed_bytes -= hashed_bytes(unit)
+            if self._allowed_bytes < 0:
+                raise TooLarge(
+                    f"the files repeat their chunks for more than {PROOF_REPEATED_MAX_BYTES} bytes",
+                    limit=PROOF_REPEATED_MAX_BYTES,
+                )
+            yield unit
 
     def _layouts(self, digests: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """For each page or blob its layout: the proven one, else the one that this push brought."""
@@ -380,10 +429,15 @@ class _Commit:
             found[digest] = data
         return found
 
-    def _locate(self, digest: bytes, data: bytes | None) -> tuple[Layout, list[Location]] | None:
+    def _look(self, digest: bytes, data: bytes | None) -> None:
+        """Note what a page lacks that is not going to be proven."""
         if data is None:
             self._gaps.add(digest)
-            return None
+            return
+        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
+            self._locate(data)
+
+    def _locate(self, data: bytes) -> tuple[Layout, list[Location]] | None:
         layout = decode_layout(data)
         ids = [id for id, _ in layout.chunks]
         locations = self._packs.index.locate(ObjectKind.CHUNK, ids)

@@ -13,26 +13,30 @@ that someone else will rely on point at the wrong bytes.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from casstore.clock import Clock
 from casstore.errors import LeaseLost, Overloaded, RequestInProgress
 from casstore.ids import PackId, PushId
-from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_MAX
+from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_EACH_MAX, PUSH_SESSIONS_MAX
 from casstore.storage.roles import Location
 
 # LIMIT: layouts that wait for their commit, all pushes together: about 300 bytes each, the pages of 67 million files.
 PENDING_LAYOUTS_MAX: Final = 131_072
+# LIMIT: of one principal, so that no one keeps all others out.
+PENDING_LAYOUTS_EACH_MAX: Final = PENDING_LAYOUTS_MAX // 2
 _RETRY_AFTER_S: Final = 5
 
 
 class _Session:
     """One push.  Guarded by the lock of :class:`PushSessions`."""
 
-    __slots__ = ("asked", "expires_ms", "in_flight", "layouts")
+    __slots__ = ("asked", "by", "expires_ms", "in_flight", "layouts")
 
-    def __init__(self) -> None:
+    def __init__(self, by: str) -> None:
+        self.by = by
         self.expires_ms = 0
         self.asked = False
         self.in_flight: set[PackId] = set()
@@ -50,40 +54,42 @@ class PushSessions:
         self._clock = clock
         self._lock = threading.Lock()
         self._sessions: dict[PushId, _Session] = {}
-        self._layouts = 0
+        self._layouts: Counter[str] = Counter()
+        """How many layouts wait, by principal."""
+        self._pushes: Counter[str] = Counter()
+        """How many pushes hold a lease, by principal."""
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def begin(self, push: PushId, *, asked: bool) -> None:
+    def begin(self, push: PushId, *, asked: bool, by: str = "") -> None:
         """Renew the lease of a push, or begin one.
 
         Args:
             push: which push.
             asked: it is asking what is missing, so from here on it knows what the store has.
+            by: the principal who pushes.
 
         Raises:
-            Overloaded: ``PUSH_SESSIONS_MAX`` pushes hold a lease.
+            Overloaded: ``PUSH_SESSIONS_MAX`` pushes hold a lease, or ``PUSH_SESSIONS_EACH_MAX`` of this principal.
         """
         with self._lock:
             session = self._live(push)
             if session is None:
-                if len(self._sessions) >= PUSH_SESSIONS_MAX:
-                    self._expire()
-                if len(self._sessions) >= PUSH_SESSIONS_MAX:
-                    raise Overloaded(f"{PUSH_SESSIONS_MAX} pushes are under way", retry_after_s=_RETRY_AFTER_S)
-                session = self._sessions[push] = _Session()
+                self._demand_room(by)
+                session = self._sessions[push] = _Session(by)
+                self._pushes[by] += 1
             session.asked = session.asked or asked
             self._renew(session)
 
-    def begin_pack(self, push: PushId, pack: PackId) -> None:
+    def begin_pack(self, push: PushId, pack: PackId, *, by: str = "") -> None:
         """Note that a pack of the push is coming in; :meth:`end_pack` ends it.  A push does not expire meanwhile.
 
         Raises:
             RequestInProgress: the same pack is coming in already.
             Overloaded: too many packs of this push, or too many pushes.
         """
-        self.begin(push, asked=False)
+        self.begin(push, asked=False, by=by)
         with self._lock:
             session = self._sessions[push]
             if pack in session.in_flight:
@@ -107,15 +113,19 @@ class PushSessions:
 
         Raises:
             LeaseLost: the push is not known any more.
-            Overloaded: too many layouts wait for their commits.
+            Overloaded: too many layouts wait for their commits; none of these was noted.
         """
         with self._lock:
             session = self._require(push)
-            self._layouts -= len(session.layouts)
-            session.layouts.update(layouts)
-            self._layouts += len(session.layouts)
-            if self._layouts > PENDING_LAYOUTS_MAX:
+            new = len({digest for digest, _ in layouts} - session.layouts.keys())
+            # LIMIT: before they are taken in, or a refused push would fill the memory all the same.
+            if (
+                self._layouts.total() + new > PENDING_LAYOUTS_MAX
+                or self._layouts[session.by] + new > PENDING_LAYOUTS_EACH_MAX
+            ):
                 raise Overloaded("too many pages wait for their push to commit", retry_after_s=_RETRY_AFTER_S)
+            session.layouts.update(layouts)
+            self._layouts[session.by] += new
 
     def layouts(self, push: PushId) -> Mapping[bytes, Location]:
         """The layouts that the push has brought, as a copy; renews its lease.
@@ -136,7 +146,7 @@ class PushSessions:
                 before = len(session.layouts)
                 for digest in digests:
                     session.layouts.pop(digest, None)
-                self._layouts += len(session.layouts) - before
+                self._count(self._layouts, session.by, len(session.layouts) - before)
 
     def asked(self, push: PushId) -> bool:
         """Whether this push asked what is missing, in the lease that it holds now."""
@@ -163,9 +173,26 @@ class PushSessions:
     def _renew(self, session: _Session) -> None:
         session.expires_ms = self._clock.boottime_ms() + PUSH_LEASE_MS
 
-    def _expire(self) -> None:
-        for push in list(self._sessions):
-            self._live(push)
+    def _demand_room(self, by: str) -> None:
+        if self._is_full(by):
+            for push in list(self._sessions):
+                self._live(push)  # drops those whose lease has run out
+        if self._is_full(by):
+            raise Overloaded(
+                f"{len(self._sessions)} pushes are under way, {self._pushes[by]} of them of this principal",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def _is_full(self, by: str) -> bool:
+        return len(self._sessions) >= PUSH_SESSIONS_MAX or self._pushes[by] >= PUSH_SESSIONS_EACH_MAX
 
     def _drop(self, push: PushId) -> None:
-        self._layouts -= len(self._sessions.pop(push).layouts)
+        session = self._sessions.pop(push)
+        self._count(self._pushes, session.by, -1)
+        self._count(self._layouts, session.by, -len(session.layouts))
+
+    @staticmethod
+    def _count(counter: Counter[str], by: str, change: int) -> None:
+        counter[by] += change
+        if not counter[by]:
+            del counter[by]

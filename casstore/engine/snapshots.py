@@ -142,6 +142,11 @@ class SnapshotService:
 
     # --- completeness ------------------------------------------------------------------------------------------------
 
+    def is_known_complete(self, digest: SnapshotDigest) -> bool:
+        """Whether :meth:`completeness` would answer from memory; nothing is read."""
+        with self._lock:
+            return self._epoch == self._presence.epoch and digest in self._complete
+
     def completeness(self, digest: SnapshotDigest) -> Completeness:
         """What a stored snapshot lacks.  An answer of *nothing* is remembered until something is deleted.
 

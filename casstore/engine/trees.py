@@ -19,11 +19,13 @@ from casstore.formats.layout import decode_layout
 from casstore.formats.pack import ObjectKind
 from casstore.formats.tree import PageRef, TreeEntry, TreeVerifier, decode_page, decode_root, split_root_for_path
 from casstore.ids import BlobDigest, PageDigest, TreeDigest
-from casstore.limits import PAGES_REQUEST_MAX
+from casstore.limits import KIB, PAGES_REQUEST_MAX
 from casstore.wire import ChunkAt, PageRecord
 
 # LIMIT: pages that are looked up side by side.
 _BATCH: Final = 16
+# LIMIT: pages, and layouts, that are held while a slow reader takes them.
+_RUN_BYTES: Final = 512 * KIB
 
 
 class TreeService:
@@ -88,7 +90,7 @@ class TreeService:
     def page_records(self, pages: Sequence[PageDigest]) -> Iterator[PageRecord]:
         """Pages as a pull receives them: page, layout, and where each chunk lies.
 
-        Memory: a batch of 16 pages.
+        Memory: ``_RUN_BYTES`` of pages and as much of layouts, or one of each.
 
         Raises:
             SnapshotIncomplete: a page was never proven, or a chunk of it is missing.
@@ -107,8 +109,8 @@ class TreeService:
                     gaps.add(digest)
             if gaps.count:
                 raise gaps.error("the tree")
-            data = self._packs.read_objects(ObjectKind.PAGE, batch)
-            layouts = self._packs.read_each(ObjectKind.LAYOUT, batch)
+            data = self._packs.read_each(ObjectKind.PAGE, batch, run_bytes=_RUN_BYTES)
+            layouts = self._packs.read_each(ObjectKind.LAYOUT, batch, run_bytes=_RUN_BYTES)
             for page_data, layout_data in zip(data, layouts, strict=True):
                 yield PageRecord(page_data, layout_data, chunk_places(self._packs, layout_data))
 

@@ -7,11 +7,13 @@ Source: docs/formats/wire.md
 
 from __future__ import annotations
 
+from typing import Literal
+
 from casstore.errors import InvalidInput, InvalidName, VerificationError
 from casstore.formats.acts import AnyArgs, FlipArgs, HoldArgs, MarkArgs, ReleaseArgs, SnapshotArgs
 from casstore.formats.intent import parse_intent
 from casstore.ids import PointerName, SnapshotDigest
-from casstore.wire import Pointer, Submitted, WasLive, format_time, parse_time
+from casstore.wire import Pointer, RollbackTarget, RollbackTo, Submitted, WasLive, format_time, parse_time
 from casstore_client.facts import Facts, ProvenEntry
 
 
@@ -91,6 +93,7 @@ def check_was_live(answer: WasLive, facts: Facts) -> None:
         found, flipped = facts.flip_of(answer.flip.flip, name)
         _same(f"the target of f{found.idx}", answer.snapshot, None if flipped.to is None else str(flipped.to))
         _same("the beginning", answer.valid_from, format_time(found.entry.ts))
+        _same(f"the number of f{found.idx}", answer.flip.seq, flipped.seq)
         told = (answer.flip.kind, answer.flip.reason, answer.flip.at, answer.flip.by)
         _check_story(told, found, facts)
         if _moment(answer.asked, found) < 0:
@@ -98,6 +101,29 @@ def check_was_live(answer: WasLive, facts: Facts) -> None:
     elif answer.snapshot is not None:
         raise VerificationError("the answer names a snapshot and no flip that led to it")
     _check_end(answer, facts, name, found)
+
+
+def check_rollback_target(answer: RollbackTarget, to: Literal["previous"] | RollbackTo, live: WasLive) -> None:
+    """Check that a rollback would go where it was told to, and to what was live on its pointer.
+
+    Args:
+        answer: where the server says it goes.
+        to: what was asked for.
+        live: what was live then, checked by :func:`check_was_live`.
+
+    Raises:
+        VerificationError: it was not, or it is another flip or snapshot than the one that was asked for.
+    """
+    if live.flip is None:
+        raise VerificationError(f"the server says that {live.pointer} goes back to where it named nothing")
+    _same(f"the rollback of {live.pointer} goes to", answer.target, live.snapshot)
+    _same("the flip that it goes to", answer.target_flip, live.flip.flip)
+    if to == "previous":
+        return
+    asked = (to.snapshot, live.snapshot), (to.flip, live.flip.flip), (to.seq, live.flip.seq)
+    for wanted, found in asked:
+        if wanted is not None and found != wanted:
+            raise VerificationError(f"the server takes {live.pointer} back to {found}, asked for was {wanted}")
 
 
 def _check_end(answer: WasLive, facts: Facts, name: PointerName, found: ProvenEntry | None) -> None:

@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias
 from casstore.errors import (
     ArtifactNotFound,
     BlobNotFound,
+    DigestMismatch,
     InvalidDigest,
     InvalidInput,
     InvalidName,
@@ -28,7 +29,7 @@ from casstore.formats.layout import Extent
 from casstore.formats.tree import EntryType, TreeEntry
 from casstore.ids import ArtifactName, BlobDigest, TreeDigest
 from casstore.limits import MIB
-from casstore.wire import Answer, ArtifactList, Diff, ServerConfig
+from casstore.wire import Answer, Artifact, ArtifactList, Diff, ServerConfig
 from casstore_client.errors import show_path
 from casstore_client.fetch import Fetcher, Relocate
 from casstore_client.pages import Page, fetch_blob_page, fetch_root, fetch_some, refs_below, relocate_chunks
@@ -41,6 +42,7 @@ from casstore_client.workers import Workers, finish_cleanup, first_fault
 
 PIECE_BYTES: Final = MIB
 SHORT_DIGEST_MIN: Final = 4
+_GIVE_MORE: Final = "give more digits, or all of them behind blake3:"
 _WHOLE_LENGTH: Final = len(BlobDigest.PREFIX) + 2 * BlobDigest.SIZE
 
 Kind: TypeAlias = Literal["tree", "blob"]
@@ -116,7 +118,14 @@ async def find_digests(transport: Transport, prefix: str) -> list[str]:
         raise InvalidDigest(
             f"{prefix[:100]!r} is not a shortened digest: {SHORT_DIGEST_MIN} to 64 lower-case hex digits"
         )
-    return (await transport.get_json("/v1/resolve", Resolved, step="resolve", params={"prefix": digits})).digests
+    found = (await transport.get_json("/v1/resolve", Resolved, step="resolve", params={"prefix": digits})).digests
+    for digest in found:
+        # TRUST: what comes next is done with the whole digest, so its beginning must be what was typed.
+        if len(digest) != _WHOLE_LENGTH or not digest.startswith(BlobDigest.PREFIX + digits):
+            raise DigestMismatch(
+                f"the server says that {digits} is short for {digest[:100]!r}", expected=digits, found=digest[:100]
+            )
+    return found
 
 
 async def resolve_artifact(transport: Transport, text: str) -> tuple[Kind, str]:
@@ -126,7 +135,7 @@ async def resolve_artifact(transport: Transport, text: str) -> tuple[Kind, str]:
         with suppress(InvalidName):
             named = await list_artifacts(transport, name=ArtifactName.parse(text), label=None, after=None, limit=1)
             if named.artifacts:
-                return named.artifacts[0].kind, named.artifacts[0].digest
+                return await _unless_short(transport, text, named.artifacts[0])
         digest = await _lengthen(transport, text)
     try:
         await fetch_root(transport, TreeDigest.parse(digest))
@@ -136,6 +145,23 @@ async def resolve_artifact(transport: Transport, text: str) -> tuple[Kind, str]:
     return "tree", digest
 
 
+async def _unless_short(transport: Transport, name: str, artifact: Artifact) -> tuple[Kind, str]:
+    """The artifact of a name, unless the name is short for another digest.
+
+    # TRUST: whoever may push may give an artifact any name, the first digits of somebody else's digest too.
+    """
+    found: list[str] = []
+    with suppress(InvalidDigest):
+        found = await find_digests(transport, name)
+    others = [digest for digest in found if digest != artifact.digest]
+    if others:
+        raise InvalidDigest(
+            f"{name} may mean the artifact of that name, {artifact.digest}, or {', '.join(others[:5])}",
+            hint=_GIVE_MORE,
+        )
+    return artifact.kind, artifact.digest
+
+
 async def _lengthen(transport: Transport, text: str) -> str:
     found: list[str] = []
     with suppress(InvalidDigest):
@@ -143,7 +169,7 @@ async def _lengthen(transport: Transport, text: str) -> str:
     if not found:
         raise ArtifactNotFound(f"{text[:200]!r} is neither the digest nor the name of anything here")
     if len(found) > 1:
-        raise InvalidDigest(f"{text} may mean {', '.join(found[:5])}", hint="give more digits")
+        raise InvalidDigest(f"{text} may mean {', '.join(found[:5])}", hint=_GIVE_MORE)
     return found[0]
 
 

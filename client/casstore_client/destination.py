@@ -36,13 +36,16 @@ class Destination:
     """
 
     def __init__(self, path: bytes, *, replace: bool) -> None:
+        if not path:
+            # A script's empty variable: it would mean the working directory, and with ``replace`` put an end to it.
+            raise InvalidInput("the destination is an empty name")
         self.path = path
         self._replace = replace
         above, self._name = os.path.split(path.rstrip(b"/"))
         if self._name in (b"", b".", b".."):
             above, self._name = os.path.split(os.path.realpath(path))
         if not self._name:
-            raise InvalidInput(f"{show_path(path) or 'an empty name'} cannot be a destination")
+            raise InvalidInput(f"{show_path(path)} cannot be a destination")
         self.temporary = b"." + self._name[:_NAME_MAX_BYTES] + b".casstore-" + os.urandom(6).hex().encode()
         try:
             self.parent_fd = os.open(above or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

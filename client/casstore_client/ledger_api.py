@@ -229,6 +229,7 @@ class LedgerApi(LedgerReader):
         reason: str = "",
         leave_bad: bool = True,
         leave_hold: bool = True,
+        agreed: str | None = None,
     ) -> Submitted:
         """Take a pointer back to an earlier snapshot.
 
@@ -239,8 +240,10 @@ class LedgerApi(LedgerReader):
             reason: stands in the log for ever.
             leave_bad: mark the snapshot that is left bad, so that a second rollback goes further back.
             leave_hold: put the pointer on hold, so that automation does not put it back.
+            agreed: the snapshot (whole digest) that somebody agreed to go back to; no other one is signed.
 
         Raises:
+            Superseded: it would go elsewhere than was agreed.
             NoRollbackTarget: nothing qualifies.
             PreconditionFailed: somebody was faster; carries who and when.
             And as :meth:`flip`.
@@ -249,6 +252,8 @@ class LedgerApi(LedgerReader):
 
         async def once(expected: int | None) -> Submitted:
             target = await self.rollback_target(name, to)
+            if agreed not in (None, target.target):
+                raise Superseded(f"{name} would go back to {target.target} now, not to {agreed}. Nothing changed.")
             member = Member(expect=expected, pointer=pointer, to=snapshot_of(target.target))
             resolve: Literal["previous"] | None = "previous" if to == "previous" else None
             args = flip_args("rollback", [member], resolve=resolve, left=(leave_bad, leave_hold))

@@ -22,6 +22,7 @@ from casstore.errors import (
     InvalidInput,
     InvalidName,
     NotFound,
+    NotPermitted,
     PointerNotFound,
     SnapshotNotFound,
     VerificationError,
@@ -51,9 +52,11 @@ from casstore.wire import (
     TokenCreate,
     TokenList,
     WasLive,
+    format_time,
+    parse_time,
 )
 from casstore_client import content_api
-from casstore_client.claims import check_pointer, check_was_live, snapshot_of
+from casstore_client.claims import check_pointer, check_rollback_target, check_was_live, snapshot_of
 from casstore_client.errors import ProtocolError
 from casstore_client.facts import ProvenEntry
 from casstore_client.transport import Transport, quote_segment
@@ -129,6 +132,10 @@ class LedgerReader:
         if len(found) > 1:
             raise InvalidDigest(f"{text} may mean {', '.join(found[:5])}", hint="give more digits")
         if found:
+            # TRUST: a pointer's name may be hex digits too, and who may publish can make a snapshot whose digest begins so.
+            with suppress(InvalidName, PointerNotFound, NotPermitted):
+                if (named := (await self.pointer(PointerName.parse(text))).snapshot) != found[0]:
+                    raise InvalidDigest(f"{text} may mean {found[0]} or the pointer, which names {named or 'nothing'}")
             return found[0]
         with suppress(InvalidName, PointerNotFound):
             snapshot = (await self.pointer(PointerName.parse(text))).snapshot
@@ -237,14 +244,25 @@ class LedgerReader:
         return answer
 
     async def rollback_target(self, name: str, to: Literal["previous"] | RollbackTo = "previous") -> RollbackTarget:
-        """What a rollback would go to now.
+        """What a rollback would go to now; with a trust file it is verified to have been live there.
+
+        # KNOWN HOLE: which of the pointer's own earlier snapshots ``previous`` means is the server's word until an audit
+        replays the log.  Whoever is asked before signing sees the target.
 
         Raises:
             NoRollbackTarget: nothing qualifies; says what was skipped and why.
+            VerificationError, Regression: the target never was live there, or is not what was asked for.
         """
         path = f"/v1/pointers/{PointerName.parse(name)}/rollback-target"
         params = {"to": "previous" if to == "previous" else _target(to)}
-        return await self.transport.get_json(path, RollbackTarget, step="rollback-target", params=params)
+        answer = await self.transport.get_json(path, RollbackTarget, step="rollback-target", params=params)
+        if self.log is not None:
+            # TRUST: this is going to be signed.
+            moment = f"f{answer.target_flip}"
+            if to != "previous" and to.before is not None:
+                moment = format_time(parse_time(to.before) - 1)
+            check_rollback_target(answer, to, await self.was_live(name, moment))
+        return answer
 
     async def rollback_candidates(self, name: str) -> RollbackCandidates:
         """What a pointer may go back to, newest first."""

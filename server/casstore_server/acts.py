@@ -5,10 +5,10 @@ Must not know how to read a request; routes hand in what they read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
 
 from casstore.engine.pointers import SignedSubmission, Submission
-from casstore.errors import DamagedObject, MalformedDocument, SnapshotNotFound
+from casstore.errors import DamagedObject, MalformedDocument, Overloaded, SnapshotNotFound
 from casstore.formats.acts import AnyArgs, FlipArgs, SnapshotArgs
 from casstore.ids import SnapshotDigest
 from casstore.wire import Envelope, Submitted
@@ -28,11 +28,15 @@ async def submit_signed(context: Context, envelope: Envelope, args: AnyArgs) -> 
 
     Durability: the entry is durable, signed and published when this returns.
     """
-    if isinstance(args, FlipArgs):
-        await look_ahead(context, (member.to for member in args.members))
-    elif isinstance(args, SnapshotArgs):
-        await look_ahead(context, [args.digest])
-    return await submit(context, SignedSubmission(envelope))
+    submission = SignedSubmission(envelope)
+    known = context.store.snapshots.is_known_complete
+    if isinstance(args, FlipArgs) and not all(known(member.to) for member in args.members if member.to is not None):
+        # A rollback must not wait behind those who read: where the scanners are busy, the writer looks by itself.
+        with contextlib.suppress(Overloaded):
+            await context.bridge.scan(context.store.pointers.look_ahead, submission)
+    elif isinstance(args, SnapshotArgs) and not known(args.digest):
+        await context.bridge.scan(context.store.pointers.look_ahead, submission)
+    return await submit(context, submission)
 
 
 async def submit(context: Context, submission: Submission) -> Submitted:
@@ -47,16 +51,12 @@ async def submit(context: Context, submission: Submission) -> Submitted:
     return submitted
 
 
-async def look_ahead(context: Context, snapshots: Iterable[SnapshotDigest | None]) -> None:
-    """Have the content of snapshots looked up by a reader.
+async def look_ahead(context: Context, snapshot: SnapshotDigest) -> None:
+    """Have the content of a snapshot looked up by a scanner.
 
     The ledger's writer looks again, and finds the answer remembered: so the first flip to a snapshot of a million files does
     not keep every other flip waiting.  What is wrong with a snapshot is for the writer to say, in its order of checks.
     """
-    for snapshot in snapshots:
-        if snapshot is None:
-            continue
-        try:
-            await context.bridge.read(context.store.snapshots.completeness, snapshot)
-        except (SnapshotNotFound, MalformedDocument, DamagedObject):
-            continue
+    if not context.store.snapshots.is_known_complete(snapshot):
+        with contextlib.suppress(SnapshotNotFound, MalformedDocument, DamagedObject, Overloaded):
+            await context.bridge.scan(context.store.snapshots.completeness, snapshot)

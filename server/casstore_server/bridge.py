@@ -1,8 +1,10 @@
 """The bridge between the event loop and the synchronous engine.
 
-Owns the threads: one writer for the index, one for the ledger, a bounded pool of readers, and a pool of workers that
-decompress and hash.  LMDB write transactions belong to a thread, and one writer at a time is all that LMDB allows: so each
-environment has exactly one thread that writes, and nothing else ever does.
+Owns the threads: one writer for the index, one for the ledger, and bounded pools of readers (what is looked up), scanners
+(what is gone through), workers (packs that come in) and provers (files that are put together).  Who may read or push must not
+keep a flip waiting, so what costs more than a look-up never runs among the readers, by which everyone is authenticated.
+LMDB write transactions belong to a thread, and one writer at a time is all that LMDB allows: so each environment has exactly
+one thread that writes, and nothing else ever does.
 
 Must not know: HTTP, formats, what a submission means.
 
@@ -31,6 +33,8 @@ T = TypeVar("T")
 S = TypeVar("S")
 R = TypeVar("R")
 
+SCANNER_THREADS = 2
+SCANNER_QUEUE_MAX = 128  # LIMIT: they may take seconds, and who would wait longer had better ask again
 DOCUMENTS_MAX = 64  # LIMIT: of 1 MiB at most, so a batch fits into one pack
 
 
@@ -201,8 +205,10 @@ class Bridge(Generic[S, R]):
     Args:
         commit: takes a batch of submissions and answers each with its result or its error; runs in the ledger's thread.
         store_documents: makes a batch of documents durable; runs in the index's thread.
-        worker_threads: threads for pack ingest and proof.
+        worker_threads: threads for pack ingest; as many again for proofs.
         worker_queue_max: jobs that may wait for them; admission of uploads keeps it from filling.
+        scanner_threads: long reads at once.
+        scanner_queue_max: long reads, and proofs, that may wait.
         reader_threads: reads at once.
         reader_queue_max: reads that may wait.
         writer_queue_max: jobs that may wait for each writer, and submissions that may wait for a commit.
@@ -218,6 +224,8 @@ class Bridge(Generic[S, R]):
         *,
         worker_threads: int = 3,
         worker_queue_max: int = 256,
+        scanner_threads: int = SCANNER_THREADS,
+        scanner_queue_max: int = SCANNER_QUEUE_MAX,
         reader_threads: int = READER_THREADS,
         reader_queue_max: int = READER_QUEUE_MAX,
         writer_queue_max: int = WRITER_QUEUE_MAX,
@@ -225,6 +233,8 @@ class Bridge(Generic[S, R]):
     ) -> None:
         self.readers = Lane("readers", threads=reader_threads, queue_max=reader_queue_max)
         self.workers = Lane("workers", threads=worker_threads, queue_max=worker_queue_max)
+        self.scanners = Lane("scanners", threads=scanner_threads, queue_max=scanner_queue_max)
+        self.provers = Lane("provers", threads=worker_threads, queue_max=scanner_queue_max)
         self.index_writer = Lane("index writer", threads=1, queue_max=writer_queue_max)
         self.ledger_writer = Lane("ledger writer", threads=1, queue_max=writer_queue_max)
         # LIMIT: each submission is an entry of the log, each document at most 1 MiB of a pack: a batch stays below a second.
@@ -241,8 +251,16 @@ class Bridge(Generic[S, R]):
         return await self._watch(self.readers.run(call, *args, **kwargs))
 
     async def work(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run something that costs processor time, such as a megabyte of pack or the proof of a page."""
+        """Run something that costs processor time, such as taking in a megabyte of pack."""
         return await self._watch(self.workers.run(call, *args, **kwargs))
+
+    async def scan(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a read whose price is that of what it reads, such as a comparison of trees."""
+        return await self._watch(self.scanners.run(call, *args, **kwargs))
+
+    async def prove(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the proof of a push, which may take minutes."""
+        return await self._watch(self.provers.run(call, *args, **kwargs))
 
     async def write_index(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that writes the index."""
@@ -278,8 +296,7 @@ class Bridge(Generic[S, R]):
     @property
     def depths(self) -> Mapping[str, int]:
         """Jobs that wait or run, by lane."""
-        lanes = (self.readers, self.workers, self.index_writer, self.ledger_writer)
-        return {lane.name: lane.depth for lane in lanes} | {
+        return {lane.name: lane.depth for lane in self._lanes} | {
             "submissions": self._commits.depth,
             "documents": self._documents.depth,
         }
@@ -288,8 +305,13 @@ class Bridge(Generic[S, R]):
         """Run what was accepted, then end all threads.  Nothing may be handed in any more."""
         await self._commits.drain()
         await self._documents.drain()
-        for lane in (self.readers, self.workers, self.index_writer, self.ledger_writer):
+        for lane in self._lanes:
             await lane.close()
+
+    @property
+    def _lanes(self) -> Sequence[Lane]:
+        # ORDER: of the end: nothing that still runs hands work to a lane that has ended.
+        return (self.readers, self.scanners, self.workers, self.provers, self.index_writer, self.ledger_writer)
 
     async def _watch(self, job: asyncio.Future[T] | Coroutine[object, object, T]) -> T:
         try:

@@ -96,8 +96,10 @@ def select_range(header: str | None, *, size: int, if_range: str | None, etag: s
     if unit.strip().lower() != "bytes" or not equals or match is None:
         return None
     first, last = match[1], match[2]
-    if len(first) > _POSITION_DIGITS_MAX or len(last) > _POSITION_DIGITS_MAX:
-        return Unsatisfiable() if first else ByteRange(0, size) if size else Unsatisfiable()
+    if len(first) > _POSITION_DIGITS_MAX:
+        return Unsatisfiable()
+    if len(last) > _POSITION_DIGITS_MAX:
+        last = str(size)  # behind the end, which is allowed
     if not first:
         return _select_suffix(last, size)
     if last and int(last) < int(first):

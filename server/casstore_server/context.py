@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -31,6 +31,8 @@ class Context:
     log: structlog.typing.FilteringBoundLogger
     genesis_sha256: str
     """Of entry 0, in hex: what clients pin."""
+    answers: Answers = field(default_factory=Answers)
+    """Bytes that wait for slow readers."""
     uploads: int = 0
     """Packs that are being taken in at this moment."""
     checking: bool = False

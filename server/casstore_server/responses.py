@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
 
-from casstore.limits import MIB
+from casstore.errors import Overloaded
+from casstore.limits import KIB, MIB
 from casstore.wire import HEADER_NO_OP, HEADER_REPLAYED, MEDIA_JSON, Submitted, encode_json
 from casstore_server.conditional import ByteRange, Unsatisfiable, is_not_modified, select_range
 from casstore_server.context import context_of
@@ -24,7 +26,37 @@ CACHE_IMMUTABLE: Final = "max-age=31536000, immutable"
 CACHE_REVALIDATE: Final = "no-cache"
 CACHE_NEVER: Final = "no-store"
 _SENDFILE_BLOCK_BYTES: Final = MIB
+# LIMIT: of answers that readers take slowly, or not at all; a hundred pulls that begin at once need some 30 MiB.
+ANSWERS_MAX_BYTES: Final = 64 * MIB
+ANSWER_COUNTED_MIN_BYTES: Final = 64 * KIB
 _TLS_BLOCK_BYTES: Final = 256 * 1024
+
+
+class Answers:
+    """How many bytes of large answers are held for readers that have not taken them yet.
+
+    Threads: event loop only.
+    """
+
+    def __init__(self, limit: int = ANSWERS_MAX_BYTES) -> None:
+        self._limit = limit
+        self._held = 0
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Count ``size`` bytes for as long as the block lasts; small ones are not counted.
+
+        Raises:
+            Overloaded: too many are held; nothing was sent.
+        """
+        counted = size if size > ANSWER_COUNTED_MIN_BYTES else 0
+        if counted and self._held and self._held + counted > self._limit:
+            raise Overloaded(f"{self._held} bytes of answers wait for their readers: try again", retry_after_s=1)
+        self._held += counted
+        try:
+            yield
+        finally:
+            self._held -= counted
 
 
 class Aborted(Exception):
@@ -117,6 +149,27 @@ async def prepare_ranged(
     return response, selected
 
 
+async def send_whole(request: web.Request, whole: web.Response) -> web.StreamResponse:
+    """Send an answer that lies in memory; a large one in pieces, so that a reader that stops is given up.
+
+    Raises:
+        Overloaded: too many bytes of answers wait for their readers; nothing was sent.
+    """
+    body = whole.body
+    if not isinstance(body, bytes) or len(body) <= ANSWER_COUNTED_MIN_BYTES or request.method == "HEAD":
+        return whole
+    context = context_of(request)
+    with context.answers.hold(len(body)):
+        response = web.StreamResponse(status=whole.status, reason=whole.reason, headers=whole.headers)
+        response.content_length = len(body)
+        await response.prepare(request)
+        for at in range(0, len(body), ANSWER_COUNTED_MIN_BYTES):
+            async with asyncio.timeout(context.bounds.write_timeout_s):
+                await response.write(body[at : at + ANSWER_COUNTED_MIN_BYTES])
+        await response.write_eof()
+    return response
+
+
 async def send_pieces(
     request: web.Request, response: web.StreamResponse, pieces: Iterator[bytes]
 ) -> web.StreamResponse:
@@ -137,6 +190,9 @@ async def send_pieces(
         return next(pieces, exhausted)
 
     piece = await context.bridge.read(step)  # raises before the head is sent: a problem, not a broken answer
+    if isinstance(piece, bytes):
+        with context.answers.hold(2 * len(piece)):
+            pass  # there is room now
     await response.prepare(request)
     if request.method == "HEAD":
         await response.write_eof()
@@ -145,8 +201,10 @@ async def send_pieces(
     while isinstance(piece, bytes):
         following = context.bridge.readers.start(step)
         try:
-            async with asyncio.timeout(context.bounds.write_timeout_s):
-                await response.write(piece)
+            # Twice: the next piece is being made meanwhile.
+            with context.answers.hold(2 * len(piece)):
+                async with asyncio.timeout(context.bounds.write_timeout_s):
+                    await response.write(piece)
         finally:
             # ORDER: a generator must not be stepped or closed while another thread is inside it.
             results = await asyncio.gather(following, return_exceptions=True)

@@ -70,7 +70,7 @@ def open_checkpoint(note: bytes, vkey: str) -> tuple[str, int, bytes]:
     demand(signatures, "the log did not sign its checkpoint")
     Ed25519PublicKey.from_public_bytes(public).verify(signatures[0], text.encode() + b"\n")
     origin, size, root = text.split("\n")
-    demand(origin == name and str(int(size)) == size, "another log's checkpoint, or a size in another spelling")
+    demand(origin == name and re.fullmatch("[1-9][0-9]*", size), "another log's checkpoint, or no size")
     return origin, int(size), unbase64(root)
 
 
@@ -104,7 +104,7 @@ def verify_intent(auth: dict, policy: dict) -> dict:
     payload = unbase64(auth["payload"])
     intent = read_json(payload, "a payload")
     if set(auth) == {"payload", "token"}:  # the server vouches for whose token it was: nothing is signed
-        demand(intent["act"] != "policy" and any(rule["unsigned"] for rule in policy["rules"]), "an act that no one signed")
+        demand(intent["act"] != "policy" and any(r["unsigned"] for r in policy["rules"]), "an act that no one signed")
         return intent
     demand(set(auth) == {"payload", "payloadType", "signatures"} and auth["payloadType"] == PAYLOAD_TYPE, "no envelope")
     brought = intent["args"]["policy"]["principals"] if intent["act"] in ("genesis", "policy") else []

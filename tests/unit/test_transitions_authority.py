@@ -17,7 +17,7 @@ from casstore.errors import (
     Unsupported,
     WrongLog,
 )
-from casstore.formats.acts import GenesisArgs, Member, PolicyArgs, SnapshotArgs, flip_args
+from casstore.formats.acts import GenesisArgs, Member, PolicyArgs, PreviousLog, SnapshotArgs, flip_args
 from casstore.formats.intent import sign_intent
 from casstore.transitions.machine import Machine, SignedAct
 from tests.support.logworld import ORIGIN, World, key, policy_document, ptr, rule, snap

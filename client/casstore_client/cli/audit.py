@@ -8,7 +8,7 @@ import click
 
 from casstore_client.cli.commands import speaking
 from casstore_client.cli.exit_codes import VERIFICATION_FAILED
-from casstore_client.cli.output import Output, colours, print_table
+from casstore_client.cli.output import Output, colours, print_table, tell
 from casstore_client.cli.progress import ProgressLine
 from casstore_client.cli.session import connecting, open_client
 
@@ -35,21 +35,21 @@ def audit(full: bool, settings: Settings, out: Output) -> None:
 
 
 def _show(report: AuditReport) -> None:
-    click.echo(f"{report.origin}, {report.size} entries, root {report.root[:16]}…")
+    tell(f"{report.origin}, {report.size} entries, root {report.root[:16]}…")
     rows = []
     for level in report.levels:
         first = "" if level.first_bad_index is None else f"first at {level.first_bad_index}"
         rows.append([level.level, level.name, "ok" if level.ok else "FAILED", first, level.detail])
     print_table(["level", "", "", "", "what was checked"], rows)
     for finding in report.findings:
-        click.echo(f"level {finding.level}: {finding.object}: {finding.code}")
-        click.echo(f"  where     {finding.where}")
-        click.echo(f"  expected  {finding.expected}")
-        click.echo(f"  found     {finding.found}")
+        tell(f"level {finding.level}: {finding.object}: {finding.code}")
+        tell(f"  where     {finding.where}")
+        tell(f"  expected  {finding.expected}")
+        tell(f"  found     {finding.found}")
         for needy in finding.affects:
-            click.echo(f"  needed by {_needy(needy)}")
+            tell(f"  needed by {_needy(needy)}")
     if report.truncated:
-        click.echo("There is more; the list was cut.")
+        tell("There is more; the list was cut.")
     verdict = "Everything holds." if report.ok else "DOES NOT HOLD."
     click.echo(click.style(verdict, fg="green" if report.ok else "red", bold=True) if colours() else verdict)
 

@@ -11,7 +11,7 @@ import click
 
 from casstore.formats.tree import EntryType
 from casstore_client.cli.commands import speaking
-from casstore_client.cli.output import Output, human_bytes, path_fields, print_path, print_table, short
+from casstore_client.cli.output import Output, human_bytes, path_fields, print_path, print_table, short, tell
 from casstore_client.cli.progress import ProgressLine
 from casstore_client.cli.session import connecting, open_client, parse_labels
 
@@ -48,7 +48,7 @@ def push(path: str, name: str | None, labels: tuple[str, ...], settings: Setting
     }
 
     def people() -> None:
-        click.echo(result.artifact.digest)
+        tell(result.artifact.digest)
         rate = human_bytes(int(result.artifact.size_bytes / max(result.seconds, 1e-9)))
         out.say(
             f"{result.artifact.files:,} files, {human_bytes(result.artifact.size_bytes)} in {result.seconds:.2f} s ({rate}/s); "
@@ -86,8 +86,9 @@ def pull(digest: str, dest: str, replace: bool, no_sync: bool, settings: Setting
 
     def people() -> None:
         rate = human_bytes(int(result.size_bytes / max(result.seconds, 1e-9)))
-        click.echo(
-            f"{dest}: {result.files:,} files, {human_bytes(result.size_bytes)} in {result.seconds:.2f} s ({rate}/s), all verified"
+        tell(
+            f"{dest}: {short(whole)}, {result.files:,} files, {human_bytes(result.size_bytes)} in {result.seconds:.2f} s "
+            f"({rate}/s), all verified"
         )
 
     out.emit(document, people)
@@ -164,7 +165,7 @@ def diff(a: str, b: str, settings: Settings, out: Output) -> None:
     def people() -> None:
         for component in found.components:
             if len(found.components) > 1 or component.name:
-                click.echo(
+                tell(
                     f"{component.change} {component.name or 'tree'}: {short(component.from_)} -> {short(component.to)}"
                 )
             rows = [
@@ -174,9 +175,9 @@ def diff(a: str, b: str, settings: Settings, out: Output) -> None:
             if rows:
                 print_table(["", "from", "to", "path", ""], rows, right=(1, 2))
             if component.truncated:
-                click.echo("… and more", err=True)
+                tell("… and more", err=True)
         if not found.components:
-            click.echo("no difference")
+            tell("no difference")
 
     out.emit(found, people)
 
@@ -227,6 +228,6 @@ def artifacts(
             ["number", "name", "kind", "digest", "files", "size", "pushed", "by", "labels"], rows, right=(0, 4, 5)
         )
         if found.next:
-            click.echo(f"… more: --after {found.next}", err=True)
+            tell(f"… more: --after {found.next}", err=True)
 
     out.emit(found, people)

@@ -11,7 +11,7 @@ import click
 
 from casstore.errors import ConfigurationError
 from casstore_client.cli.commands import speaking
-from casstore_client.cli.output import Output, print_table
+from casstore_client.cli.output import Output, print_table, tell
 from casstore_client.cli.session import connecting, open_client
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def entry_document(proven: ProvenEntry) -> dict[str, Any]:
 
 def _show_entry(proven: ProvenEntry) -> None:
     document = entry_document(proven)
-    click.echo(f"entry {proven.idx}: {proven.entry.type} at {document['at']} by {_signers(proven.entry)}")
+    tell(f"entry {proven.idx}: {proven.entry.type} at {document['at']} by {_signers(proven.entry)}")
     click.echo("what was signed:")
     click.echo(json.dumps(document["intent"], indent=2, sort_keys=True, ensure_ascii=True))
     click.echo("what the log says:")

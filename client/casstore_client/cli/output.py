@@ -50,7 +50,7 @@ class Output(msgspec.Struct, kw_only=True):
     def say(self, sentence: str) -> None:
         """A sentence for a person, on stderr; silent with ``--quiet`` and with ``--json``."""
         if not self.quiet and not self.json:
-            click.echo(sentence, err=True)
+            tell(sentence, err=True)
 
     @property
     def shows_progress(self) -> bool:
@@ -71,7 +71,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, rig
         rows: cells, printed by ``str``.
         right: indexes of the columns that are aligned to the right (numbers).
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(headers), *cells]) for i in range(len(headers))]
 
     def line(values: Sequence[str]) -> str:
@@ -81,6 +81,16 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, rig
     click.echo(click.style(line(list(headers)), bold=True) if colours() else line(list(headers)))
     for row in cells:
         click.echo(line(row))
+
+
+def tell(line: str, *, err: bool = False) -> None:
+    """Print one line for a person; what others wrote into it (a reason, a label, an error) stays on this line."""
+    click.echo(printable(line), err=err)
+
+
+def printable(text: str) -> str:
+    """A text with everything that steers a terminal, or begins a line, shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def human_bytes(count: int) -> str:
@@ -100,8 +110,7 @@ def short(digest: str | None) -> str:
 
 def print_path(path: bytes) -> str:
     """A path for a terminal: what is not printable UTF-8 is shown as an escape, so a name can not steer the terminal."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(path.decode("utf-8", "backslashreplace"))
 
 
 def path_fields(path: bytes) -> dict[str, str]:

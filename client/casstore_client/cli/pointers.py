@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from casstore import wire
 from casstore.errors import InvalidInput
 from casstore_client.cli.commands import speaking
-from casstore_client.cli.output import Output, human_bytes, print_table, short
+from casstore_client.cli.output import Output, human_bytes, print_table, short, tell
 from casstore_client.cli.session import connecting, open_client, open_signing_client, signing
 
 if TYPE_CHECKING:
@@ -33,10 +34,9 @@ def parse_flip(text: str) -> int:
     Raises:
         click.UsageError: any other spelling.
     """
-    number = text.removeprefix("f")
-    if not text.startswith("f") or not number.isascii() or not number.isdigit() or str(int(number)) != number:
-        raise click.UsageError(f"a flip is written f and its number, such as f1043, not {text!r}")
-    return int(number)
+    if not re.fullmatch(r"f(0|[1-9][0-9]{0,18})", text):
+        raise click.UsageError(f"a flip is written f and its number, such as f1043, not {text[:100]!r}")
+    return int(text[1:])
 
 
 def check_expect(pointer: str, expect: str | None, out: Output) -> None:
@@ -66,9 +66,9 @@ def resolve_expect(client: Client, pointer: str, expect: str | None, action: str
         return {"any": "any", "none": None}[expect] if expect in ("any", "none") else parse_flip(expect)
     current: wire.Pointer | None = client.pointer_or_none(pointer)
     if current is None:
-        click.echo(f"{pointer} does not exist yet.", err=True)
+        tell(f"{pointer} does not exist yet.", err=True)
     else:
-        click.echo(
+        tell(
             f"{pointer} is at f{current.flip}: {short(current.snapshot)} since {current.since} by {current.by}.",
             err=True,
         )
@@ -78,29 +78,32 @@ def resolve_expect(client: Client, pointer: str, expect: str | None, action: str
 
 def show_pointer(pointer: wire.Pointer) -> None:
     """Print one pointer for a person."""
-    click.echo(f"{pointer.pointer}  f{pointer.flip}  {short(pointer.snapshot)}  {pointer.status}")
-    click.echo(f"  {pointer.kind} by {pointer.by} at {pointer.since}, flip number {pointer.seq} of this pointer")
+    tell(f"{pointer.pointer}  f{pointer.flip}  {short(pointer.snapshot)}  {pointer.status}")
+    tell(f"  {pointer.kind} by {pointer.by} at {pointer.since}, flip number {pointer.seq} of this pointer")
     if pointer.reason:
-        click.echo(f"  reason: {pointer.reason}")
+        tell(f"  reason: {pointer.reason}")
     if pointer.previous:
-        click.echo(
-            f"  before: {short(pointer.previous.snapshot)} (f{pointer.previous.flip}, {pointer.previous.status})"
-        )
+        tell(f"  before: {short(pointer.previous.snapshot)} (f{pointer.previous.flip}, {pointer.previous.status})")
     if pointer.hold:
         until = f" until {pointer.hold.until}" if pointer.hold.until else ""
-        click.echo(f"  HELD{until} by {pointer.hold.by}: {pointer.hold.reason or 'no reason given'}")
+        tell(f"  HELD{until} by {pointer.hold.by}: {pointer.hold.reason or 'no reason given'}")
+
+
+def show_skipped(skipped: Sequence[wire.Skipped], *, err: bool = False) -> None:
+    """Print what a rollback passed over."""
+    for one in skipped:
+        tell(f"  skipped {short(one.snapshot)} (f{one.flip}): {one.why}", err=err)
 
 
 def show_submitted(answer: wire.Submitted) -> None:
     """Print what an act led to."""
     if answer.no_op:
-        click.echo("Nothing to do: it is so already. Nothing was logged.")
+        tell("Nothing to do: it is so already. Nothing was logged.")
     elif answer.replayed:
-        click.echo(f"This was done before, as entry {answer.entry}.")
+        tell(f"This was done before, as entry {answer.entry}.")
     else:
-        click.echo(f"Done: entry {answer.entry} of the log.")
-    for skipped in answer.skipped:
-        click.echo(f"  skipped {short(skipped.snapshot)} (f{skipped.flip}): {skipped.why}")
+        tell(f"Done: entry {answer.entry} of the log.")
+    show_skipped(answer.skipped)
     for pointer in answer.pointers:
         show_pointer(pointer)
 
@@ -120,11 +123,9 @@ def status(pointer: str | None, settings: Settings, out: Output) -> None:
         listed = client.pointers()
 
         def people() -> None:
-            click.echo(
-                f"{settings.url}  casstore {server['version']}  log {server['origin']} size {server['log_size']}"
-            )
+            tell(f"{settings.url}  casstore {server['version']}  log {server['origin']} size {server['log_size']}")
             stored = human_bytes(server["stored_bytes"])
-            click.echo(f"{server['packs']} packs, {stored}, {server['chunks']} chunks, {server['trees']} trees")
+            tell(f"{server['packs']} packs, {stored}, {server['chunks']} chunks, {server['trees']} trees")
             if listed.pointers:
                 click.echo()
                 rows = [
@@ -199,9 +200,21 @@ def rollback(
     check_expect(pointer, expect, out)
     with open_signing_client(settings) as client:
         to = parse_rollback_target(client, target)
+        agreed: str | None = None
+        if expect is None:
+            found = client.rollback_target(pointer, to)
+            agreed = found.target
+            target = f"{short(agreed)} (f{found.target_flip})"
+            show_skipped(found.skipped, err=True)
         expected = resolve_expect(client, pointer, expect, f"Roll {pointer} back to {target}")
         answer = client.rollback(
-            pointer, to=to, expect=expected, reason=reason, leave_bad=not no_bad, leave_hold=not no_hold
+            pointer,
+            to=to,
+            expect=expected,
+            reason=reason,
+            leave_bad=not no_bad,
+            leave_hold=not no_hold,
+            agreed=agreed,
         )
         out.emit(answer, lambda: show_submitted(answer))
 
@@ -211,8 +224,8 @@ def parse_rollback_target(client: Client, text: str) -> Any:
     if text == "previous":
         return "previous"
     if text.startswith("seq:"):
-        if not text[4:].isdigit():
-            raise click.UsageError(f"seq: wants a number, not {text[4:]!r}")
+        if not re.fullmatch(r"[1-9][0-9]{0,18}", text[4:]):
+            raise click.UsageError(f"seq: wants a number, not {text[4:100]!r}")
         return wire.RollbackTo(seq=int(text[4:]))
     if text.startswith("before:"):
         return wire.RollbackTo(before=wire.format_time(wire.parse_time(text.removeprefix("before:"))))
@@ -323,7 +336,11 @@ def _act(settings: Settings, out: Output, act: Callable[[Client], wire.Submitted
 @click.option("--before", metavar="fN", help="Only flips before this one (the next page).")
 @click.option("--since", metavar="TIME", help="Only flips at or after this time.")
 @click.option("--until", metavar="TIME", help="Only flips before this time.")
-@click.option("--kind", help="Only flips of this kind: init, deploy, promote, rollback, retire.")
+@click.option(
+    "--kind",
+    type=click.Choice(["init", "deploy", "promote", "rollback", "retire"]),
+    help="Only flips of this kind.",
+)
 @click.option("--by", help="Only flips by this principal.")
 @connecting
 @speaking
@@ -350,7 +367,7 @@ def history(
             ]
             print_table(["flip", "seq", "at", "kind", "from", "to", "status", "by", "reason"], rows, right=(1,))
             if found.next:
-                click.echo(f"… more: --before {found.next}", err=True)
+                tell(f"… more: --before {found.next}", err=True)
 
         out.emit(found, people)
 
@@ -367,11 +384,11 @@ def at(pointer: str, time: str, settings: Settings, out: Output) -> None:
 
         def people() -> None:
             if found.flip is None or found.snapshot is None:
-                click.echo(f"{pointer} named nothing at {found.asked}.")
+                tell(f"{pointer} named nothing at {found.asked}.")
                 return
-            click.echo(f"{pointer} named {found.snapshot}")
-            click.echo(f"  from {found.valid_from} until {found.valid_until or 'now'}")
-            click.echo(
+            tell(f"{pointer} named {found.snapshot}")
+            tell(f"  from {found.valid_from} until {found.valid_until or 'now'}")
+            tell(
                 f"  by {found.flip.kind} f{found.flip.flip} of {found.flip.by}"
                 + (f": {found.flip.reason}" if found.flip.reason else "")
             )

@@ -10,7 +10,7 @@ import click
 
 from casstore.errors import InvalidInput
 from casstore_client.cli.commands import speaking
-from casstore_client.cli.output import Output, human_bytes, print_table, short
+from casstore_client.cli.output import Output, human_bytes, print_table, short, tell
 from casstore_client.cli.session import connecting, open_client, open_signing_client, parse_labels, signing
 
 if TYPE_CHECKING:
@@ -62,8 +62,16 @@ def create(
             mutable=list(mutable),
             why=reason,
         )
-        document = {"digest": str(digest), "entry": answer.entry, "replayed": answer.replayed, "no_op": answer.no_op}
+        document = {
+            "digest": str(digest),
+            "components": [{"name": name, "kind": kind, "digest": found} for name, kind, found in resolved],
+            "entry": answer.entry,
+            "replayed": answer.replayed,
+            "no_op": answer.no_op,
+        }
         out.emit(document, lambda: click.echo(str(digest)))
+        for name, kind, found in resolved:
+            out.say(f"{name} is the {kind} {short(found)}")
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -100,11 +108,11 @@ def show(snapshot_text: str, settings: Settings, out: Output) -> None:
                 ["component", "kind", "digest"], [[c.name, c.kind, short(str(c.digest))] for c in found.components]
             )
             for label in found.labels:
-                click.echo(f"label {label.k}={label.v}")
+                tell(f"label {label.k}={label.v}")
             for parent in found.parents:
                 click.echo(f"parent {short(str(parent))}")
             if found.metadata:
-                click.echo(json.dumps(found.metadata, indent=2, sort_keys=True, ensure_ascii=False))
+                click.echo(json.dumps(found.metadata, indent=2, sort_keys=True))
 
         out.emit(document, people)
 

@@ -49,20 +49,22 @@ _KINDS: Final = {"chunk": ObjectKind.CHUNK, "page": ObjectKind.PAGE}
 
 async def find_missing(request: web.Request) -> web.Response:
     """``POST /v1/pushes/{id}/missing?kind=chunk|page``: which of these ids the push must send."""
-    await demand(request, "content:push")
+    identity = await demand(request, "content:push")
     context = context_of(request)
     push = PushId.parse(request.match_info["id"])
     kind = _KINDS.get(Query(request, "kind").require("kind"))
     if kind is None:
         raise InvalidInput(f"kind is {' or '.join(_KINDS)}")
     ids = await read_ids(request, MEDIA_IDS, count_max=MISSING_IDS_MAX)
-    bitmap = await context.bridge.read(context.store.pushes.missing, push, kind, ids)
+    # Chunks are looked up, pages are gone through.
+    run = context.bridge.read if kind is ObjectKind.CHUNK else context.bridge.scan
+    bitmap = await run(context.store.pushes.missing, push, kind, ids, by=identity.principal)
     return web.Response(body=bitmap, content_type=MEDIA_IDS, headers={"Cache-Control": CACHE_NEVER})
 
 
 async def receive_pack(request: web.Request) -> web.Response:
     """``POST /v1/pushes/{id}/packs?pack=``: take in one pack, verified as it comes."""
-    await demand(request, "content:push")
+    identity = await demand(request, "content:push")
     context = context_of(request)
     push = PushId.parse(request.match_info["id"])
     pack = PackId.parse(Query(request, "pack").require("pack"))
@@ -74,7 +76,7 @@ async def receive_pack(request: web.Request) -> web.Response:
         raise Overloaded(f"{context.uploads} packs are being taken in already", retry_after_s=1)
     context.uploads += 1
     try:
-        ingest = await context.bridge.work(context.store.pushes.begin_pack, push, pack)
+        ingest = await context.bridge.work(context.store.pushes.begin_pack, push, pack, by=identity.principal)
         stored = await _take_in(request, ingest, limit)
     finally:
         context.uploads -= 1
@@ -98,8 +100,9 @@ async def _take_in(request: web.Request, ingest: PackIngest, limit: int) -> Pack
     finally:
         # CRASH: whatever went wrong, a client that vanished included, nothing of the pack stays behind.
         if feeding is not None:
-            await asyncio.wait([feeding])
-        await bridge.work(ingest.abort)
+            await asyncio.gather(feeding, return_exceptions=True)
+        # ORDER: not in the workers' lane, which may be full: a refused abort would leave the file and the slot for ever.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, ingest.abort))
 
 
 async def commit_push(request: web.Request) -> web.Response:
@@ -110,8 +113,8 @@ async def commit_push(request: web.Request) -> web.Response:
     body = await read_json(request, CommitRequest)
     store, bridge = context.store, context.bridge
     # ORDER: the proof, then the index learns of it, then the ledger: each on the thread that it belongs to.
-    artifact = await bridge.work(
-        store.pushes.prove, push, body, pool=bridge.workers.executor, width=context.bounds.worker_threads
+    artifact = await bridge.prove(
+        store.pushes.prove, push, body, pool=bridge.provers.executor, width=context.bounds.worker_threads
     )
     if isinstance(artifact, Proof):
         remembered = await bridge.write_index(store.pushes.remember, artifact)
@@ -135,7 +138,7 @@ async def get_pages(request: web.Request) -> web.StreamResponse:
     context = context_of(request)
     digest = TreeDigest.parse(request.match_info["digest"])
     ids = await read_ids(request, MEDIA_IDS, count_max=PAGES_REQUEST_MAX)
-    wanted = await context.bridge.read(context.store.trees.select_pages, digest, ids)
+    wanted = await context.bridge.scan(context.store.trees.select_pages, digest, ids)
     records = map(encode_page_record, context.store.trees.page_records(wanted))
     response = web.StreamResponse(headers={"Content-Type": MEDIA_PAGES, "Cache-Control": CACHE_NEVER})
     return await send_pieces(request, response, records)
@@ -147,13 +150,13 @@ async def get_blob(request: web.Request) -> web.StreamResponse:
     context = context_of(request)
     blobs = context.store.blobs
     digest = BlobDigest.parse(request.match_info["digest"])
-    size = await context.bridge.read(blobs.size, digest)
+    size = await context.bridge.scan(blobs.size, digest)
     response, selected = await prepare_ranged(
         request, size=size, media="application/octet-stream", etag=f'"{digest.hex()}"'
     )
     if selected is None:
         return response
-    pieces = await context.bridge.read(blobs.read, digest, selected.offset, selected.length)
+    pieces = await context.bridge.scan(blobs.read, digest, selected.offset, selected.length)
     return await send_pieces(request, response, pieces)
 
 
@@ -162,7 +165,7 @@ async def get_blob_layout(request: web.Request) -> web.Response:
     await demand(request, "content:read")
     context = context_of(request)
     digest = BlobDigest.parse(request.match_info["digest"])
-    record = await context.bridge.read(context.store.blobs.record, digest)
+    record = await context.bridge.scan(context.store.blobs.record, digest)
     headers = {"Cache-Control": CACHE_NEVER}
     return web.Response(body=encode_page_record(record), content_type=MEDIA_PAGES, headers=headers)
 
@@ -184,7 +187,7 @@ async def list_artifacts(request: web.Request) -> web.Response:
     await demand(request, "content:read")
     context = context_of(request)
     query = Query(request, "name", "label", "after", "limit")
-    artifacts = await context.bridge.read(
+    artifacts = await context.bridge.scan(
         context.store.artifacts.list,
         name=query.text("name"),
         label=query.text("label"),
@@ -222,7 +225,7 @@ async def compare(request: web.Request) -> web.Response:
     await demand(request, "content:read")
     context = context_of(request)
     query = Query(request, "from", "to")
-    diff = await context.bridge.read(context.store.diff.diff, query.require("from"), query.require("to"))
+    diff = await context.bridge.scan(context.store.diff.diff, query.require("from"), query.require("to"))
     return respond_json(diff)
 
 

@@ -113,8 +113,8 @@ async def check(request: web.Request) -> web.Response:
         raise RequestInProgress("an fsck is running already: wait for it")
     context.checking = True
     try:
-        report = await context.bridge.read(
-            context.store.fsck, full=full, pool=context.bridge.workers.executor, width=context.bounds.worker_threads
+        report = await context.bridge.scan(
+            context.store.fsck, full=full, pool=context.bridge.provers.executor, width=context.bounds.worker_threads
         )
     finally:
         context.checking = False
@@ -126,7 +126,7 @@ async def show_status(request: web.Request) -> web.Response:
     await demand(request, "operate")
     context = context_of(request)
     Query(request)
-    return respond_json(await context.bridge.read(_status, context.store))
+    return respond_json(await context.bridge.scan(_status, context.store))
 
 
 def _status(store: Store) -> dict[str, object]:

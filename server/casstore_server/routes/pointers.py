@@ -182,7 +182,7 @@ async def put_pointer(request: web.Request) -> web.Response:
     snapshot = SnapshotDigest.parse(body.snapshot)
     expect = read_expect(request, name)
     context = context_of(request)
-    await look_ahead(context, [snapshot])
+    await look_ahead(context, snapshot)
     caller = _caller_of(request, identity)
     return respond_submitted(await submit(context, UnsignedFlip(name, snapshot, expect, body.reason, caller)))
 
