@@ -33,7 +33,7 @@ from casstore.errors import (
     Unavailable,
     VerificationError,
 )
-from casstore.formats.checkpoint import Checkpoint, encode_checkpoint
+from casstore.formats.checkpoint import Checkpoint, encode_checkpoint, open_checkpoint
 from casstore.formats.note import cosign, sign_note
 from casstore.merkle import EMPTY_ROOT, Frontier, consistency_proof, leaf_hash, root_at, verify_consistency
 from casstore.signing import SigningKey, Verifier
@@ -247,6 +247,49 @@ class LogService:
                 "It can be read, not written"
             )
         return None
+
+    def judge_note(self, note: bytes) -> LogHead | None:
+        """Hold the log against a checkpoint that someone shows.
+
+        Args:
+            note: a signed note.
+
+        Returns:
+            the head that this log's key signed and that this log contradicts; None if it continues it.
+
+        Raises:
+            VerificationError: not signed by this log's key.
+            MalformedDocument, TooLarge: not a checkpoint.
+
+        Threads: any.
+        """
+        checkpoint = open_checkpoint(note, self.verifier, self.origin).checkpoint
+        head = LogHead(checkpoint.size, checkpoint.root)
+        with self._ledger.read() as view:
+            why = self._judge_head(*head, read_size(view), node_reader(view))
+        return None if why is None else head
+
+    def fence_off(self, head: LogHead) -> None:
+        """Stop writing: this log's key signed ``head``, and this log contradicts it.
+
+        Whoever holds a later checkpoint than this copy of the store knows may show it (:meth:`judge_note`), and so a store that
+        was restored from an old backup together with its record of heads is found out all the same.
+
+        Raises:
+            ReadOnly: always; unless a commit made meanwhile shows that nothing is contradicted.
+
+        Durability: the head is on record when this raises, so the store opens read-only from now on.
+        Threads: ledger writer.
+        """
+        with self._ledger.read() as view:
+            why = self._judge_head(*head, read_size(view), node_reader(view))
+        if why is None:
+            return
+        if self._fence is None:
+            self._heads_append(*head)
+            with self._lock:
+                self._fence, self._published = why, None
+        raise ReadOnly(why)
 
     def settle(self, first: int, end: int, expected: bytes) -> Published:
         """Sign the entries ``[first, end)``, which were just committed.

@@ -139,9 +139,7 @@ class PackService:
             loaded[id] = plain
         return [loaded[id] if plain is None else plain for id, plain in zip(ids, found, strict=True)]
 
-    def read_each(
-        self, kind: ObjectKind, ids: Sequence[bytes], *, run_bytes: int = READ_RUN_BYTES
-    ) -> Iterator[bytes]:
+    def read_each(self, kind: ObjectKind, ids: Sequence[bytes], *, run_bytes: int = READ_RUN_BYTES) -> Iterator[bytes]:
         """What :meth:`read_objects` returns, one by one.
 
         Memory: ``run_bytes`` of plain bytes, or one object if that is larger.

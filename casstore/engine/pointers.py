@@ -70,8 +70,7 @@ from casstore.ids import PointerName, SnapshotDigest
 from casstore.limits import GROUP_COMMIT_MAX, POINTERS_MAX
 from casstore.merkle import Frontier
 from casstore.storage.roles import Ledger, LedgerTransaction, LedgerView, Table
-from casstore.transitions.authority import check_unsigned
-from casstore.transitions.authority import judge
+from casstore.transitions.authority import check_unsigned, judge
 from casstore.transitions.machine import Machine, Planned, SignedAct
 from casstore.transitions.rollback import Skipped as SkippedStep
 from casstore.wire import RollbackTarget, RollbackTo, Skipped, Submitted

@@ -2,8 +2,9 @@
 
 Owns the temporary sibling ``.NAME.casstore-<random>`` and the one rename that makes it ``NAME``.
 
-# ORDER: content, modes and times, sync of the file system, rename, sync of the directory above.
-# CRASH: before the rename there is only the sibling, which nothing refers to and anyone may remove; after it there is all.
+# ORDER: content, modes and times, sync of the file system, rename, sync of the directory above, removal of what was replaced.
+# CRASH: before the rename there is only the sibling, which nothing refers to and anyone may remove; after it there is all, and
+the sibling is what was replaced.
 
 Threads: blocking; call it on a worker.
 """
@@ -41,6 +42,7 @@ class Destination:
             raise InvalidInput("the destination is an empty name")
         self.path = path
         self._replace = replace
+        self._published = False
         above, self._name = os.path.split(path.rstrip(b"/"))
         if self._name in (b"", b".", b".."):
             above, self._name = os.path.split(os.path.realpath(path))
@@ -79,7 +81,7 @@ class Destination:
 
         Raises:
             DestinationExists: someone took the name meanwhile.
-            InvalidInput, CapacityError: the file system refuses.
+            InvalidInput, CapacityError: the file system refuses; or it is in place, and what it replaced cannot be removed.
         """
         try:
             if sync:
@@ -89,6 +91,7 @@ class Destination:
                 os.fsync(self.parent_fd)
         except OSError as error:
             raise local_fault("put in place", self.path, error) from error
+        self._remove_replaced()
 
     def discard(self) -> None:
         """Remove the temporary sibling, if it is there.
@@ -96,11 +99,12 @@ class Destination:
         Raises:
             InvalidInput: it cannot be removed; its name is told.
         """
+        if self._published:
+            return
         try:
             remove_tree(self.temporary, dir_fd=self.parent_fd)
         except OSError as error:
-            where = os.path.join(os.path.dirname(self.path.rstrip(b"/")), self.temporary)
-            raise local_fault("remove", where, error) from error
+            raise local_fault("remove", self._sibling(), error) from error
 
     def close(self) -> None:
         """Let go of the directory above."""
@@ -135,9 +139,25 @@ class Destination:
             aside = self.temporary + b"-old"
             os.rename(self._name, aside, src_dir_fd=fd, dst_dir_fd=fd)
             # CRASH: here the name is missing for a moment; only where the file system cannot exchange names.
-            os.rename(self.temporary, self._name, src_dir_fd=fd, dst_dir_fd=fd)
+            try:
+                os.rename(self.temporary, self._name, src_dir_fd=fd, dst_dir_fd=fd)
+            except OSError:
+                os.rename(aside, self._name, src_dir_fd=fd, dst_dir_fd=fd)
+                raise
             self.temporary = aside
-        remove_tree(self.temporary, dir_fd=fd)
+
+    def _remove_replaced(self) -> None:
+        self._published = True
+        try:
+            remove_tree(self.temporary, dir_fd=self.parent_fd)  # nothing is there where nothing was replaced
+        except OSError as error:
+            raise InvalidInput(
+                f"{show_path(self.path)} is in place; what it replaced cannot be removed: {error.strerror}",
+                hint=f"remove {show_path(self._sibling())}",
+            ) from error
+
+    def _sibling(self) -> bytes:
+        return os.path.join(os.path.dirname(self.path.rstrip(b"/")), self.temporary)
 
     def _verify_free(self) -> None:
         if self._replace or not exists(self._name, dir_fd=self.parent_fd):

@@ -13,10 +13,19 @@ Source: docs/formats/trust.md
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, NoReturn
 
 from casstore.clock import Clock
-from casstore.errors import AccessError, Conflict, InvalidInput, Regression, StateError, VerificationError
+from casstore.errors import (
+    AccessError,
+    CasstoreError,
+    Conflict,
+    InvalidInput,
+    Regression,
+    StateError,
+    VerificationError,
+)
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import Checkpoint, OpenedCheckpoint, encode_checkpoint, open_checkpoint
 from casstore.formats.policy import Policy
@@ -186,6 +195,11 @@ class VerifiedLog:
             Regression: always.
         """
         folder = await asyncio.to_thread(self._store.keep_contradiction, held.note, shown)
+        # A server that was restored from an old backup does not know what it signed since.  Shown the note, it stops writing.
+        with suppress(CasstoreError):
+            await self._transport.request(
+                "POST", "/v1/log/heads", step="alarm", body=held.note, body_media="text/plain"
+            )
         raise Regression(
             f"REGRESSION: {what}. This client was shown a different history before",
             hint=f"both checkpoints are kept in {folder}: compare with another client before you trust this server",

@@ -12,6 +12,7 @@ from casstore.config import ServerSettings
 from casstore.engine.pointers import Submission
 from casstore.store import Store
 from casstore.wire import Submitted
+from casstore_server.answers import Answers
 from casstore_server.bridge import Bridge
 from casstore_server.descriptors import Descriptors
 from casstore_server.metrics import Metrics

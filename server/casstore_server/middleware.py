@@ -7,6 +7,7 @@ gets a problem document or a cut connection, never a traceback and never a short
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -22,7 +23,7 @@ from casstore.wire import HEADER_REQUEST_ID
 from casstore_server.bodies import ClientGone, linger
 from casstore_server.context import PRINCIPAL, REQUEST_ID, context_of
 from casstore_server.errors import TooSlow, respond_problem, status_of
-from casstore_server.responses import abort
+from casstore_server.responses import abort, send_whole
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -78,6 +79,8 @@ class _Outcome:
 async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> web.StreamResponse:
     try:
         response = await handler(request)
+        if isinstance(response, web.Response):
+            response = await send_whole(request, response)
     except (ConnectionError, ClientGone) as error:
         outcome.error = f"the client is gone: {error}"
         return _cut(request)
@@ -130,9 +133,11 @@ async def _finish_upload(request: web.Request, response: web.StreamResponse) -> 
     if request.content.is_eof() or response.prepared or response.status == STATUS_CUT:
         return response
     response.force_close()
-    await response.prepare(request)
-    await response.write_eof()
-    await linger(request)
+    # Who is gone cannot read why; its connection has ended by itself.
+    with contextlib.suppress(ConnectionError):
+        await response.prepare(request)
+        await response.write_eof()
+        await linger(request)
     return response
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
 
-from casstore.errors import Overloaded
-from casstore.limits import KIB, MIB
+from casstore.limits import MIB
 from casstore.wire import HEADER_NO_OP, HEADER_REPLAYED, MEDIA_JSON, Submitted, encode_json
+from casstore_server.answers import COUNTED_MIN_BYTES
 from casstore_server.conditional import ByteRange, Unsatisfiable, is_not_modified, select_range
 from casstore_server.context import context_of
 from casstore_server.descriptors import OpenPack
@@ -26,37 +26,11 @@ CACHE_IMMUTABLE: Final = "max-age=31536000, immutable"
 CACHE_REVALIDATE: Final = "no-cache"
 CACHE_NEVER: Final = "no-store"
 _SENDFILE_BLOCK_BYTES: Final = MIB
-# LIMIT: of answers that readers take slowly, or not at all; a hundred pulls that begin at once need some 30 MiB.
-ANSWERS_MAX_BYTES: Final = 64 * MIB
-ANSWER_COUNTED_MIN_BYTES: Final = 64 * KIB
 _TLS_BLOCK_BYTES: Final = 256 * 1024
 
 
-class Answers:
-    """How many bytes of large answers are held for readers that have not taken them yet.
-
-    Threads: event loop only.
-    """
-
-    def __init__(self, limit: int = ANSWERS_MAX_BYTES) -> None:
-        self._limit = limit
-        self._held = 0
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Count ``size`` bytes for as long as the block lasts; small ones are not counted.
-
-        Raises:
-            Overloaded: too many are held; nothing was sent.
-        """
-        counted = size if size > ANSWER_COUNTED_MIN_BYTES else 0
-        if counted and self._held and self._held + counted > self._limit:
-            raise Overloaded(f"{self._held} bytes of answers wait for their readers: try again", retry_after_s=1)
-        self._held += counted
-        try:
-            yield
-        finally:
-            self._held -= counted
+class ReaderStopped(ConnectionError):
+    """The client has stopped to read; as good as gone."""
 
 
 class Aborted(Exception):
@@ -119,6 +93,21 @@ def _respond_unsatisfiable(size: int, headers: Mapping[str, str]) -> web.Respons
     return web.Response(status=416, reason=HTTPStatus(416).phrase, headers=answer)
 
 
+@asynccontextmanager
+async def _patience(request: web.Request) -> AsyncIterator[None]:
+    """For one step of an answer: a reader that takes nothing of it for ``write_timeout_s`` is given up.
+
+    Raises:
+        ReaderStopped: it took nothing.
+    """
+    timeout_s = context_of(request).bounds.write_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise ReaderStopped(f"it read nothing for {timeout_s:g} s") from None
+
+
 def abort(request: web.Request) -> None:
     """Cut the connection, so that the client sees a broken answer and not a short one."""
     if request.transport is not None:
@@ -156,16 +145,17 @@ async def send_whole(request: web.Request, whole: web.Response) -> web.StreamRes
         Overloaded: too many bytes of answers wait for their readers; nothing was sent.
     """
     body = whole.body
-    if not isinstance(body, bytes) or len(body) <= ANSWER_COUNTED_MIN_BYTES or request.method == "HEAD":
+    if not isinstance(body, bytes) or len(body) <= COUNTED_MIN_BYTES or request.method == "HEAD":
         return whole
     context = context_of(request)
     with context.answers.hold(len(body)):
         response = web.StreamResponse(status=whole.status, reason=whole.reason, headers=whole.headers)
         response.content_length = len(body)
         await response.prepare(request)
-        for at in range(0, len(body), ANSWER_COUNTED_MIN_BYTES):
-            async with asyncio.timeout(context.bounds.write_timeout_s):
-                await response.write(body[at : at + ANSWER_COUNTED_MIN_BYTES])
+        for at in range(0, len(body), COUNTED_MIN_BYTES):
+            async with _patience(request):
+                await response.write(body[at : at + COUNTED_MIN_BYTES])
+            context.metrics.sent.inc(min(COUNTED_MIN_BYTES, len(body) - at))
         await response.write_eof()
     return response
 
@@ -191,8 +181,7 @@ async def send_pieces(
 
     piece = await context.bridge.read(step)  # raises before the head is sent: a problem, not a broken answer
     if isinstance(piece, bytes):
-        with context.answers.hold(2 * len(piece)):
-            pass  # there is room now
+        context.answers.demand_room(2 * len(piece))
     await response.prepare(request)
     if request.method == "HEAD":
         await response.write_eof()
@@ -203,7 +192,7 @@ async def send_pieces(
         try:
             # Twice: the next piece is being made meanwhile.
             with context.answers.hold(2 * len(piece)):
-                async with asyncio.timeout(context.bounds.write_timeout_s):
+                async with _patience(request):
                     await response.write(piece)
         finally:
             # ORDER: a generator must not be stepped or closed while another thread is inside it.
@@ -240,7 +229,6 @@ async def _sendfile(
     request: web.Request, response: web.StreamResponse, opened: OpenPack, selected: ByteRange
 ) -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
-    timeout_s = context_of(request).bounds.write_timeout_s
     at, end = selected.offset, selected.offset + selected.length
     # The kernel begins to read what is not in memory, so that sendfile finds it there.
     os.posix_fadvise(opened.file.fileno(), at, selected.length, os.POSIX_FADV_WILLNEED)
@@ -249,7 +237,7 @@ async def _sendfile(
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         # LIMIT: in blocks, so that the timeout measures progress and not the whole answer.
-        async with asyncio.timeout(timeout_s):
+        async with _patience(request):
             count = await loop.sendfile(
                 transport, opened.file, at, min(_SENDFILE_BLOCK_BYTES, end - at), fallback=False
             )
@@ -268,7 +256,7 @@ async def _send_blocks(
         block = await context.bridge.read(os.pread, opened.file.fileno(), min(_TLS_BLOCK_BYTES, end - at), at)
         if not block:
             raise Aborted(f"the pack ends at {at}, {end} was promised")
-        async with asyncio.timeout(context.bounds.write_timeout_s):
+        async with _patience(request):
             await response.write(block)
         at += len(block)
         yield len(block)

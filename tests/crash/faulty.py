@@ -159,9 +159,12 @@ class FaultyFiles(Files):
     def unlink(self, path: str) -> None:
         self._run("unlink", lambda: Files.unlink(self, path))
 
-    def fsync_dir(self, path: str) -> None:
+    def open_dir(self, path: str) -> int:
+        return self._run("open_dir", lambda: Files.open_dir(self, path))
+
+    def fsync_dir(self, path: str, opened: int | None = None) -> None:
         def action() -> None:
-            Files.fsync_dir(self, path)
+            Files.fsync_dir(self, path, opened)
             self._durable.sync_directory(path)
 
         self._run("fsync_dir", action)

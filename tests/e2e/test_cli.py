@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ from casstore.merkle import leaf_hash
 from casstore.signing import SigningKey, Verifier
 from casstore.wire import Token
 from casstore_client.cli import main
+from tests.support.rogue import Asked, meddle
 from tests.support.server import make_store, run_in_thread
 
 PTR = "prod/api"
@@ -249,6 +253,46 @@ def test_trust(
     run("audit", *token, code=6)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_command_that_is_told_to_end_tidies_up(
+    number: signal.Signals, code: int, releases: tuple[str, str], tmp_path: Path
+) -> None:
+    """A CI's time limit and a lost connection end a pull as Ctrl-C does: nothing stays beside the destination."""
+    upstream, busy, go = os.environ["CASSTORE_URL"], threading.Event(), threading.Event()
+
+    def wait(asked: Asked, body: bytes) -> bytes:
+        if asked.path.startswith("/v1/packs"):
+            busy.set()
+            go.wait(30)
+        return body
+
+    before = sorted(os.listdir(tmp_path))
+    with meddle(upstream) as (meddler, url):
+        meddler.lie = wait
+        words = [sys.executable, "-m", "casstore_client.cli", "pull", "api", str(tmp_path / "here"), "--url", url]
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert busy.wait(30)
+        assert len(os.listdir(tmp_path)) == len(before) + 1
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        go.set()
+    assert (process.returncode, said.strip().splitlines()[-1][:12]) == (code, "Interrupted.")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_output_that_cannot_be_written(releases: tuple[str, str]) -> None:
+    """A reader that has gone is no failure, a full disk is one, told in a sentence."""
+    command = [sys.executable, "-m", "casstore_client.cli", "artifacts"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "casstore: cannot write the output: No space left on device\n")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_mistakes(run: Run, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mistake ends in a sentence and an exit code, never in a traceback."""
     run("flip", PTR, "abcd", code=2)
@@ -258,6 +302,7 @@ def test_mistakes(run: Run, served: Path, monkeypatch: pytest.MonkeyPatch) -> No
     run("status", "NOT A NAME", code=2)
     run("pull", "ffffffff", "x", code=3)
     run("at", PTR, "yesterday", code=3)
+    run("rollback", PTR, "--to", "seq:²", "--expect", "f1", code=2)
     run("status", "--url", "ftp://x", code=2)
     assert "hint" in run("init", served, code=2).err
     assert run("version").out.startswith("casstore ")

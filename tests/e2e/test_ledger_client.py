@@ -24,6 +24,7 @@ from casstore.errors import (
     Regression,
     SnapshotBad,
     SnapshotNotFound,
+    Superseded,
     TokenNotFound,
     VerificationError,
 )
@@ -309,6 +310,87 @@ def test_a_pointer_that_is_said_never_to_have_been(meddled: tuple[Meddler, Clien
                 question()
         meddler.upstream, meddler.token = honest, None
         assert user.pointer_or_none("prod/none") is None
+
+
+def test_a_shortened_digest_made_into_another(meddled: tuple[Meddler, Client], two: tuple[str, str]) -> None:
+    """Whoever types `flip prod/api 93254aabe5c8` signs what the server makes of it."""
+    meddler, user = meddled
+    for other in (two[1], two[0][:-1], two[0] + "0", f"BLAKE3:{two[0][7:]}", ""):
+        meddler.lie = change("/v1/resolve", set_field("digests", [other]))
+        for question in (
+            lambda: user.resolve(two[0][7:19], "snapshot"),
+            lambda: user.resolve(two[0][7:19]),
+            lambda: user.resolve_artifact(two[0][7:19]),
+        ):
+            with pytest.raises(DigestMismatch, match="is short for"):
+                question()
+
+
+ROLLBACKS = {
+    "what never was live": ("previous", {"target": 1}),
+    "a flip of another pointer": ("previous", {"target": 1, "target_flip": 4}),
+    "no flip": ("previous", {"target_flip": 1}),
+    "another snapshot": ("snapshot", {"target": 2, "target_flip": 5}),
+    "another flip": ("flip", {"target": 2, "target_flip": 5}),
+    "another number": ("seq", {"target": 2, "target_flip": 5}),
+    "another time": ("before", {"target": 2, "target_flip": 5}),
+}
+
+
+@pytest.mark.parametrize("name", ROLLBACKS)
+def test_a_rollback_that_the_server_takes_elsewhere(
+    name: str, meddled: tuple[Meddler, Client], two: tuple[str, str], client: Client, tmp_path: Path
+) -> None:
+    """The target is the server's answer, and is signed: it was live on this pointer, and is what was asked for."""
+    meddler, user = meddled
+    third = release(client, tmp_path, "three", {"bin/app": b"3"})
+    client.flip(PTR, third, expect="any")
+    last = client.flip(PTR, two[0], expect="any").pointers[0]
+    assert user.pointer(PTR).flip == last.flip
+    how, lie = ROLLBACKS[name]
+    first = client.history(PTR).items[-1]
+    ways = {
+        "snapshot": RollbackTo(snapshot=two[0]),
+        "flip": RollbackTo(flip=first.flip),
+        "seq": RollbackTo(seq=1),
+        "before": RollbackTo(before=client.history(PTR).items[1].at),
+    }
+    digests = (*two, third)
+    told = {key: digests[value] if key == "target" else value for key, value in lie.items()}
+    flips = {item.to: item.flip for item in client.history(PTR).items}
+    if how != "previous":
+        told["target_flip"] = flips[third]
+    honest = user.rollback_target(PTR, ways.get(how, "previous"))
+    assert honest.target == (third if how == "previous" else two[0])
+    meddler.lie = change(f"/v1/pointers/{PTR}/rollback-target", lambda document: document.update(told))
+    with pytest.raises(VerificationError):
+        user.rollback(PTR, to=ways.get(how, "previous"), expect=last.flip)
+    assert client.pointer(PTR).flip == last.flip
+
+
+def test_a_rollback_goes_where_it_was_agreed(client: Client, two: tuple[str, str]) -> None:
+    """What a person saw and agreed to is what is signed, or nothing is."""
+    client.flip(PTR, two[0], expect=None)
+    flip = client.flip(PTR, two[1], expect="any").pointers[0].flip
+    with pytest.raises(Superseded, match="Nothing changed"):
+        client.rollback(PTR, expect=flip, agreed=two[1])
+    assert client.pointer(PTR).flip == flip
+    assert client.rollback(PTR, expect=flip, agreed=two[0]).pointers[0].snapshot == two[0]
+
+
+def test_a_name_that_looks_like_a_digest(client: Client, two: tuple[str, str], tmp_path: Path) -> None:
+    """Who may push could name their artifact with the first digits of somebody else's digest."""
+    _, tree = client.resolve_artifact("one")
+    short = tree[7:19]
+    (tmp_path / "mine").write_bytes(b"mine")
+    client.push(tmp_path / "mine", name=short)
+    with pytest.raises(InvalidDigest, match="may mean the artifact"):
+        client.resolve_artifact(short)
+    assert client.resolve_artifact(f"blake3:{short}") == ("tree", tree)
+    client.flip(two[0][7:19], two[1], expect=None)
+    with pytest.raises(InvalidDigest, match="or the pointer"):
+        client.resolve(two[0][7:19], "snapshot")
+    assert client.resolve(f"blake3:{two[0][7:19]}", "snapshot") == two[0]
 
 
 def test_another_document_for_a_snapshot(meddled: tuple[Meddler, Client], two: tuple[str, str]) -> None:

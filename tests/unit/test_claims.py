@@ -132,7 +132,7 @@ def was_live(world: World, asked: str, flip: int | None, until: int | None) -> W
         item = HistoryItem(
             pointer=PTR,
             flip=flip,
-            seq=1,
+            seq=flip - 2,
             kind=args["kind"],
             from_=None,
             to=args["members"][0]["to"],

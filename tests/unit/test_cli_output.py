@@ -14,7 +14,7 @@ import pytest
 from casstore.ids import ComponentName
 from casstore_client.cli.commands import COMMANDS, casstore
 from casstore_client.cli.operate import parse_duration, write_secret
-from casstore_client.cli.output import Output, human_bytes, path_fields, print_path, print_table, short
+from casstore_client.cli.output import Output, human_bytes, path_fields, print_path, print_table, short, tell
 from casstore_client.cli.pointers import parse_flip
 from casstore_client.cli.session import parse_labels
 
@@ -39,6 +39,19 @@ def test_names_cannot_steer_a_terminal() -> None:
     assert path_fields(b"\xff") == {"path_b64": "/w=="}
 
 
+def test_what_others_wrote_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A hold's reason is anybody's who may hold, an error's words are the server's."""
+    evil = "a\x1b[2J\x9b1m\u202e\nprod/api  f9"
+    shown = "a\\x1b[2J\\x9b1m\\u202e\\nprod/api  f9"
+    tell(f"  reason: {evil}")
+    tell(evil, err=True)
+    print_table(["label"], [[evil]])
+    Output().say(evil)
+    spoken = capsys.readouterr()
+    assert spoken.out == f"  reason: {shown}\nlabel\n{shown}\n"
+    assert spoken.err == f"{shown}\n{shown}\n"
+
+
 def test_numbers_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     """Columns line up, numbers to the right."""
     print_table(["name", "size"], [["a", 1], ["long", 1000]], right=(1,))
@@ -48,7 +61,7 @@ def test_numbers_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert short(None) == "-"
 
 
-@pytest.mark.parametrize("text", ["1043", "f", "f01", "f-1", "F1", "f1 ", "f١"])
+@pytest.mark.parametrize("text", ["1043", "f", "f01", "f-1", "F1", "f1 ", "f١", "f²", "f" + "1" * 5000])
 def test_a_flip_has_one_spelling(text: str) -> None:
     """`--expect` guards production: nothing is guessed."""
     assert parse_flip("f1043") == 1043

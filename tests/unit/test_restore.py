@@ -264,6 +264,40 @@ def test_what_is_no_destination(tmp_path: Path, path: bytes) -> None:
         Destination(path, replace=False)
 
 
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`casstore pull web "$UNSET" --replace` must not put an end to where the script stands."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="empty"):
+        Destination(b"", replace=True)
+
+
+def test_what_was_replaced_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may forget a rename that was not synced: until it is, the old tree is all there is."""
+    make_tree(tmp_path / "dest", {b"old": b"x"})
+    done: list[str] = []
+
+    def sync(fd: int) -> None:
+        done.append(f"sync, {len(os.listdir(tmp_path))} there")
+
+    monkeypatch.setattr("casstore_client.destination.os.fsync", sync)
+    publish(tmp_path / "dest", replace=True)
+    assert done == ["sync, 2 there"]
+    assert os.listdir(tmp_path) == ["dest"]
+
+
+def test_what_was_replaced_and_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's directory in a shared one: the new one is in place, and the message says so."""
+    make_tree(tmp_path / "dest", {b"old": b"x"})
+
+    def refuse(name: bytes, *, dir_fd: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("casstore_client.destination.remove_tree", refuse)
+    with pytest.raises(InvalidInput, match="dest is in place; what it replaced cannot be removed") as refused:
+        publish(tmp_path / "dest", replace=True)
+    assert "casstore-" in str(refused.value.hint)
+
+
 def test_system_calls(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "b").write_bytes(b"b")

@@ -23,6 +23,7 @@ from typing import Protocol
 
 from casstore.errors import CasstoreError, Overloaded, ReadOnly, StoreFull, Unavailable
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -72,13 +73,23 @@ class Files:
         """Remove a name."""
         os.unlink(path)
 
-    def fsync_dir(self, path: str) -> None:
-        """Make the names in a directory durable."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def fsync_dir(self, path: str, opened: int | None = None) -> None:
+        """Make the names in a directory durable.
+
+        Args:
+            path: the directory.
+            opened: its descriptor from :meth:`open_dir`, where no error but that of the disk may come now.
+        """
+        descriptor = os.open(path, _DIRECTORY) if opened is None else opened
         try:
             os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            if opened is None:
+                os.close(descriptor)
+
+    def open_dir(self, path: str) -> int:
+        """Open a directory for :meth:`fsync_dir`."""
+        return os.open(path, _DIRECTORY)
 
     def stat(self, path: str) -> os.stat_result:
         """What the file system knows about a name; links are not followed."""

@@ -295,6 +295,20 @@ class LocalPackWriter:
             raise refusal(error, f"write pack {self._pack}") if is_full(error) else self._seal(error) from error
 
     def _name(self) -> None:
+        # ORDER: opened before the name is given: a process that has no descriptor left, because a thousand clients hold them,
+        # must be told so now, when nothing is in doubt, and not between the name and its fsync.
+        path = os.path.dirname(self._final)
+        try:
+            directory = self._files.open_dir(path)
+        except OSError as error:
+            raise refusal(error, f"write pack {self._pack}") from error
+        try:
+            self._link(path, directory)
+        finally:
+            with suppress(OSError):
+                self._files.close(directory)
+
+    def _link(self, path: str, directory: int) -> None:
         try:
             self._files.link_new(self._temporary, self._final)
         except FileExistsError as error:
@@ -304,7 +318,7 @@ class LocalPackWriter:
         # CRASH: after the link and before the fsync the name may or may not survive.  The pack is whole in both cases;
         # if it is there, the index does not know it, and collection adopts or removes it.
         try:
-            self._files.fsync_dir(os.path.dirname(self._final))
+            self._files.fsync_dir(path, directory)
         except OSError as error:
             raise self._seal(error) from error
 

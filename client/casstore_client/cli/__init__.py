@@ -37,13 +37,13 @@ def main() -> None:
     """Run the command line; ends the process with one of the codes in :mod:`casstore_client.cli.exit_codes`."""
     import click
 
-    from casstore_client.cli.commands import casstore
+    from casstore_client.cli.commands import ReaderGone, casstore
     from casstore_client.cli.output import printable
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # not what nohup ignores
-            signal.signal(number, _end)
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # not what nohup ignores
+                signal.signal(number, _end)
         code = casstore.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as ending:
@@ -53,8 +53,9 @@ def main() -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as ending:
         click.echo("Interrupted. Nothing was left half done: an act was carried out, or it was not.", err=True)
-        sys.exit(128 + (ending.number if isinstance(ending, _Ended) else signal.SIGINT))
-    except BrokenPipeError:
+        by = ending.__cause__  # click turns every interrupt into an Abort
+        sys.exit(128 + (by.number if isinstance(by, _Ended) else signal.SIGINT))
+    except ReaderGone:
         # The reader of our output has gone (`casstore ls … | head`): that is its right.
         _abandon_stdout()
         sys.exit(0)

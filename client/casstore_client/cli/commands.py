@@ -51,6 +51,10 @@ GROUPS: Final = {
 }
 
 
+class ReaderGone(Exception):
+    """Nobody reads our output any more."""
+
+
 class LazyGroup(click.Group):
     """Finds commands in :data:`COMMANDS` and imports them when they are called."""
 
@@ -77,6 +81,12 @@ class LazyGroup(click.Group):
             if not near:
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error  # click would end with 1, and fail a script with pipefail
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # The one-liners stand in the table, so that help imports no command.

@@ -12,8 +12,9 @@ from typing import Final
 from aiohttp import web
 
 from casstore.errors import EntryNotFound, InvalidInput, TooLarge
-from casstore.limits import LIST_LIMIT_DEFAULT, NOTE_LINES_MAX
+from casstore.limits import LIST_LIMIT_DEFAULT, NOTE_LINES_MAX, NOTE_SIZE_MAX_BYTES
 from casstore_server.auth import demand_log_reader
+from casstore_server.bodies import demand_media_type, read_body
 from casstore_server.context import context_of
 from casstore_server.params import Query, parse_number
 from casstore_server.responses import CACHE_IMMUTABLE, CACHE_REVALIDATE, respond_bytes, respond_json
@@ -101,6 +102,23 @@ async def list_policies(request: web.Request) -> web.Response:
     return respond_json(await context.bridge.read(context.store.log_reader.policies, after))
 
 
+async def show_head(request: web.Request) -> web.Response:
+    """``POST /v1/log/heads``: a checkpoint that the sender holds; one that this log contradicts makes the store read-only.
+
+    As public as the log: only what this log's key signed has any effect.
+    """
+    await demand_log_reader(request)
+    context = context_of(request)
+    Query(request)
+    demand_media_type(request, _TEXT)
+    note = await read_body(request, NOTE_SIZE_MAX_BYTES)
+    head = await context.bridge.read(context.store.log.judge_note, note)
+    if head is not None:
+        context.log.error("a checkpoint of this log contradicts the store", size=head.size, root=head.root.hex())
+        await context.bridge.write_ledger(context.store.log.fence_off, head)
+    return web.Response(status=204)
+
+
 def _prefers_text(request: web.Request) -> bool:
     return request.headers.get("Accept", "").split(",")[0].split(";")[0].strip().lower() == _TEXT
 
@@ -113,4 +131,5 @@ ROUTES: Final = (
     web.get("/v1/log/entries", list_entries),
     web.get("/v1/log/entries/{idx}", get_entry),
     web.get("/v1/log/policies", list_policies),
+    web.post("/v1/log/heads", show_head),
 )
