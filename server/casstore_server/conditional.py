@@ -99,7 +99,7 @@ def select_range(header: str | None, *, size: int, if_range: str | None, etag: s
     if len(first) > _POSITION_DIGITS_MAX:
         return Unsatisfiable()
     if len(last) > _POSITION_DIGITS_MAX:
-        last = str(size)  # behind the end, which is allowed
+        last = "" if first else str(size)  # behind the end, which is allowed
     if not first:
         return _select_suffix(last, size)
     if last and int(last) < int(first):

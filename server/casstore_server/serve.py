@@ -296,7 +296,7 @@ def _bound_stop() -> None:
 
 def _raise_descriptor_limit() -> None:
     """As many connections as the machine allows, instead of the 1024 that shells hand out."""
-    # KNOWN HOLE: a connection that sends no request is held until its peer closes it; only this limit bounds their number.
+    # LIMIT: of connections; one that has no request under way is closed after KEEPALIVE_S, from its beginning on.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:

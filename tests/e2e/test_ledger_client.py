@@ -437,6 +437,7 @@ def test_two_servers_with_one_key(tmp_path: Path) -> None:
         accomplice.flip(PTR, second, expect=None)
         accomplice.flip(PTR, first, expect="any")
         meddler.upstream = forked.url
+        meddler.deaf_to = "/v1/log/heads"  # an honest server would stop writing when it is shown what it signed
         with pytest.raises(Regression, match="does not continue"):
             user.pointer(PTR)
         with pytest.raises(Regression):

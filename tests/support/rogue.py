@@ -81,8 +81,12 @@ class Meddler:
         self.lie: Callable[[Asked, bytes], bytes] = lambda _, body: body
         self.token: str | None = None
         """Sent upstream in the place of the client's."""
+        self.deaf_to = ""
+        """A path that is answered with 204 and goes nowhere: a server that does not want to know."""
 
     def answer(self, asked: Asked) -> Answered:
+        if asked.path == self.deaf_to:
+            return Answered(204, {}, b"")
         parts = urlsplit(self.upstream)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
         try:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from casstore.engine.proving import run_units
+from casstore.engine.sessions import PENDING_LAYOUTS_EACH_MAX
 from casstore.errors import DigestMismatch, LeaseLost, Overloaded
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId, PushId
-from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_MAX
+from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_EACH_MAX, PUSH_SESSIONS_MAX
+from casstore.storage.roles import Location
 from casstore.wire import Artifact
 from tests.support.treebuild import (
     Content,
@@ -169,12 +171,49 @@ def test_sessions_are_bounded() -> None:
     """Somebody who invents push ids gets 503, and the others go on once leases run out."""
     content = Content()
     for number in range(PUSH_SESSIONS_MAX):
-        content.pushes.sessions.begin(PushId(number.to_bytes(16, "big")), asked=True)
+        by = f"agent-{number // PUSH_SESSIONS_EACH_MAX}"
+        content.pushes.sessions.begin(PushId(number.to_bytes(16, "big")), asked=True, by=by)
     with pytest.raises(Overloaded):
         content.pushes.missing(new_push(), ObjectKind.CHUNK, b"")
     content.clock.advance(PUSH_LEASE_MS)
     content.pushes.missing(new_push(), ObjectKind.CHUNK, b"")
     assert len(content.pushes.sessions) == 1
+
+
+def test_nobody_takes_all_sessions() -> None:
+    """One build agent's token must not keep all others from pushing for an hour."""
+    content = Content()
+    for number in range(PUSH_SESSIONS_EACH_MAX):
+        content.pushes.missing(PushId(number.to_bytes(16, "big")), ObjectKind.CHUNK, b"", by="mallory")
+    with pytest.raises(Overloaded):
+        content.pushes.missing(new_push(), ObjectKind.CHUNK, b"", by="mallory")
+    content.pushes.missing(new_push(), ObjectKind.CHUNK, b"", by="alice")
+    content.clock.advance(PUSH_LEASE_MS)
+    content.pushes.missing(new_push(), ObjectKind.CHUNK, b"", by="mallory")
+    assert len(content.pushes.sessions) == 1
+
+
+def test_layouts_that_are_refused_are_not_kept() -> None:
+    """The bound holds however often it is run against, and nobody reaches it for all."""
+    sessions = Content().pushes.sessions
+    mallory, alice = new_push(), new_push()
+    sessions.begin(mallory, asked=True, by="mallory")
+    sessions.begin(alice, asked=True, by="alice")
+
+    def layouts(first: int, count: int) -> list[tuple[bytes, Location]]:
+        return [
+            (number.to_bytes(32, "big"), Location(PackId(bytes(16)), 0, 0, 0)) for number in range(first, first + count)
+        ]
+
+    sessions.learn_layouts(mallory, layouts(0, PENDING_LAYOUTS_EACH_MAX))
+    sessions.learn_layouts(mallory, layouts(0, 10))  # the same again count once
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            sessions.learn_layouts(mallory, layouts(PENDING_LAYOUTS_EACH_MAX, 10))
+    assert len(sessions.layouts(mallory)) == PENDING_LAYOUTS_EACH_MAX
+    sessions.learn_layouts(alice, layouts(0, 10))
+    sessions.forget_layouts(mallory, [digest for digest, _ in layouts(0, 10)])
+    sessions.learn_layouts(mallory, layouts(PENDING_LAYOUTS_EACH_MAX, 10))
 
 
 def test_packs_in_flight_are_bounded() -> None:

@@ -14,6 +14,7 @@ from casstore.errors import (
     DestinationExists,
     NotInitialised,
     OutcomeUnknown,
+    Overloaded,
     PackNotFound,
     StateError,
     StoreFull,
@@ -192,6 +193,21 @@ def test_a_lost_race_leaves_no_file(tmp_path: Path) -> None:
         with pytest.raises(Conflict):
             writer.commit()
     assert os.listdir(tmp_path / "tmp") == []
+    store.close()
+
+
+def test_without_descriptors_nothing_is_in_doubt(tmp_path: Path) -> None:
+    """A thousand idle clients may hold every descriptor: that must refuse a pack, not stop the store."""
+    make(tmp_path).close()
+    store, files = open_faulty(tmp_path)
+    first = store.create(PACK)
+    first.write(b"bytes")
+    files.fail_next("open_dir", number=errno.EMFILE)
+    with pytest.raises(Overloaded):
+        first.commit()
+    assert store.list(limit=9) == []
+    put(store, PACK)
+    assert store.read(PACK, 0, 5) == b"bytes"
     store.close()
 
 
