@@ -231,6 +231,7 @@ class _Crew(Generic[_T]):
         try:
             while (unit := self._draw()) is not None:
                 self._work(unit)
+                del unit  # it may hold a large layout, for which there is room only while someone works on it
             finished = True
         finally:
             # An error in one thread ends the others after the unit that each is at.

@@ -18,6 +18,7 @@ wrong bytes: a page with an unproven layout is *missing* for everyone else.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
@@ -38,6 +39,7 @@ from casstore.engine.proving import (
     run_units,
     tree_proof_key,
 )
+from casstore.engine.room import is_counted
 from casstore.engine.sessions import PushSessions
 from casstore.errors import InvalidInput, LeaseLost, SnapshotIncomplete, TooLarge
 from casstore.formats.layout import Layout, decode_layout, verify_layout_fits
@@ -297,10 +299,17 @@ class _Commit:
         self.proven: list[tuple[bytes, Location]] = []
         self.read: list[int] = []
         self._allowed_bytes = PROOF_REPEATED_MAX_BYTES
+        self._running = 0  # units that were handed out and are not done
+        self._changed = threading.Condition()
 
     def prove(self, unit: Unit) -> None:
         """Do one unit of work."""
-        self.read.append(prove_unit(self._packs, unit))
+        try:
+            self.read.append(prove_unit(self._packs, unit))
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
 
     def tree_units(self, digest: TreeDigest) -> Generator[Unit]:
         """Check a tree's structure and what is present; hand out the files that are still to be proven."""
@@ -379,7 +388,14 @@ class _Commit:
             self._gaps.add(digest)
             return
         with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
-            yield from self._layout_units(digest, entries, data)
+            for unit in self._layout_units(digest, entries, data):
+                with self._changed:
+                    self._running += 1
+                yield unit
+            if is_counted(ObjectKind.LAYOUT, len(data)):
+                # Other threads are still at units that hold the layout; they finish without drawing another.
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._running)
 
     def _layout_units(self, digest: bytes, entries: Sequence[TreeEntry], data: bytes) -> Iterator[Unit]:
         found = self._locate(data)

@@ -28,6 +28,11 @@ _RETRY_AFTER_S: Final = 2
 _KINDS: Final = {ObjectKind.ROOT: ROOT_SIZE_MAX_BYTES, ObjectKind.LAYOUT: LAYOUT_SIZE_MAX_BYTES}
 
 
+def is_counted(kind: ObjectKind, plain_length: int) -> bool:
+    """Whether an object needs room."""
+    return kind in _KINDS and plain_length >= COUNTED_MIN_BYTES
+
+
 class Rooms:
     """One room for roots, one for layouts; each takes plain bytes up to one object of the largest size."""
 
@@ -44,7 +49,7 @@ class Rooms:
         Raises:
             Overloaded: the room stayed full for ``wait_s``.
         """
-        if kind not in self._free or plain_length < COUNTED_MIN_BYTES:
+        if not is_counted(kind, plain_length):
             return 0
         counted = min(plain_length, _KINDS[kind])
         with self._changed:

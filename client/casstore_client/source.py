@@ -90,6 +90,10 @@ def gather_batches(walk: Iterable[Scanned]) -> Generator[Batch, None, None]:
         yield Batch(items, size, files)
 
 
+_Opened: TypeAlias = tuple[int, bytes | None]
+"""A descriptor, and the file's bytes where they were read already."""
+
+
 class FileReader:
     """Reads batches of files beneath a directory.
 
@@ -106,6 +110,7 @@ class FileReader:
         self.parameters = parameters
         self.seen = seen
         self._local = threading.local()
+        self._reads_ready = hasattr(os, "RWF_NOWAIT")
 
     def read_batch(self, batch: Batch) -> list[Item]:
         """Read, cut and hash the files of a batch.
@@ -114,19 +119,33 @@ class FileReader:
             SourceChanged: a file changed or vanished.
             InvalidInput: a file cannot be read.
         """
-        opened: deque[int] = deque()
+        opened: deque[_Opened] = deque()
         try:
-            # All files are opened before the first is read, and the kernel is told what will be read: from a cold cache,
-            # a hundred small reads at once take little longer than one.
+            # All files are opened before one is waited for.  What the kernel holds is read at once; of the rest it is told
+            # what will be read: from a cold cache, a hundred small reads at once take little longer than one.
             with Beneath(self.root_fd) as below:
                 for item in batch.items:
                     if item.size:
-                        opened.append(_open(below, item.path))
-                        _read_ahead(opened[-1], 0, item.size)
+                        opened.append(self._begin(below, item))
             return [self._read(item, opened) if item.type is EntryType.FILE else item for item in batch.items]
         finally:
-            for fd in opened:
+            for fd, _ in opened:
                 os.close(fd)
+
+    def _begin(self, below: Beneath, scanned: Scanned) -> _Opened:
+        """Open a file, and read it if that needs no waiting."""
+        fd = _open(below, scanned.path)
+        if self._reads_ready:
+            buffer = bytearray(scanned.size)
+            try:
+                if os.preadv(fd, [buffer], 0, os.RWF_NOWAIT) == scanned.size:
+                    return fd, bytes(buffer)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._reads_ready = False  # this file system does not know the question
+        _read_ahead(fd, 0, scanned.size)
+        return fd, None
 
     def open_large(self, batch: Batch) -> StreamReader:
         """A reader for the large file of a batch; the file is opened when its first window is read."""
@@ -138,15 +157,16 @@ class FileReader:
 
         return StreamReader(open_file, self.parameters, self.seen, scanned)
 
-    def _read(self, scanned: Scanned, opened: deque[int]) -> ReadFile:
+    def _read(self, scanned: Scanned, opened: deque[_Opened]) -> ReadFile:
         size = scanned.size
         if size == 0:
             return ReadFile(scanned, EMPTY_DIGEST, b"", [])
-        fd = opened.popleft()
+        fd, data = opened.popleft()
         try:
-            data = os.read(fd, size)
-            if len(data) < size:  # a short read is rare, and allowed
-                data = _read_rest(fd, data, size)
+            if data is None:
+                data = os.read(fd, size)
+                if len(data) < size:  # a short read is rare, and allowed
+                    data = _read_rest(fd, data, size)
             # Once, after reading: the stamp holds for the descriptor from when the walk took it until now.
             verify_unchanged(fd, scanned)
         except OSError as error:

@@ -19,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -85,7 +86,7 @@ class Lane:
         """
         self.demand_room()
         self._depth += 1
-        inner: Future[T] = self._executor.submit(call, *args, **kwargs)
+        inner: Future[T] = self._executor.submit(lambda: _run(call, *args, **kwargs))
         future = asyncio.wrap_future(inner)
         future.add_done_callback(self._ended)
         return future
@@ -105,6 +106,22 @@ class Lane:
     async def close(self) -> None:
         """Run what was accepted, then end the threads."""
         await asyncio.to_thread(self._executor.shutdown, wait=True)
+
+
+def _run(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call, and let an error keep the lines of its traceback, but not what stood in their variables.
+
+    An error and the future that carries it refer to each other, so what its frames hold is freed when the garbage collector
+    comes by, which may be much later: a layout of many MiB for each push that was refused.
+    """
+    try:
+        return call(*args, **kwargs)
+    except BaseException as error:
+        link: BaseException | None = error
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        raise
 
 
 @dataclass(slots=True)

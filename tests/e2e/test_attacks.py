@@ -214,7 +214,7 @@ def test_a_pack_of_bombs_is_refused_before_it_is_decompressed(server: Running) -
         codec, stored = seal_frame(kind, id, plain)
         pack = PackId(os.urandom(16))
         encoder = PackEncoder(pack)
-        encoder.fits = lambda _: True  # type: ignore[method-assign]
+        encoder.fits = lambda stored_length: True  # type: ignore[method-assign]
         frames = [encoder.add(kind, id, codec, stored, len(plain)) for _ in range(count)] if encoder.header() else []
         data = b"".join([PackEncoder(pack).header(), *frames, encoder.finish()])
         assert len(data) < MIB

@@ -28,7 +28,9 @@ def test_a_restored_image_is_found_out_by_the_first_client_that_knows_better(tmp
     trust = TrustStore(created.trust, tmp_path / "state")
     with run_in_thread(store, created) as server:
         held = server.http.get("/log/checkpoint").body
-        assert server.http.post("/v1/log/heads", held, "text/plain").status == 204, "a head of its own is no contradiction"
+        assert server.http.post("/v1/log/heads", held, "text/plain").status == 204, (
+            "a head of its own is no contradiction"
+        )
         Signer(server.http, created.operator_key, created.origin).flip("prod/api", snapshot, None)
         newer = server.http.get("/log/checkpoint").body
         with Client(server.url, token=token_of(created), trust=trust) as client:
