@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import hashlib
 import logging
 import math
@@ -31,6 +32,7 @@ from casstore.config import Address, ServerSettings
 from casstore.errors import CasstoreError, ConfigurationError, LogUnavailable, OutcomeUnknown
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import open_checkpoint
+from casstore.limits import MIB
 from casstore.store import Store
 from casstore_server.app import build_app
 from casstore_server.bridge import Bridge
@@ -45,6 +47,8 @@ READ_BUFFER_BYTES = (
 )  # of a connection: with the default of 64 KiB an upload wakes the loop four times as often
 KEEPALIVE_S = 75.0  # longer than the 60 s of common proxies, so that the proxy is the one who closes
 DESCRIPTORS_WANTED = 65_536
+KEPT_BLOCK_MAX_BYTES = 4 * MIB  # above the pieces in which packs come and go, which are allocated all the time
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 STOP_MAX_S = 60.0  # below the 90 s after which systemd kills
 _FOREIGN_LOGGERS = ("aiohttp", "asyncio")
 
@@ -260,6 +264,7 @@ async def run_server(
         CasstoreError: see :func:`open_server`.
     """
     _raise_descriptor_limit()
+    _return_freed_memory()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -301,6 +306,16 @@ def _raise_descriptor_limit() -> None:
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _return_freed_memory() -> None:
+    """Have what was freed go back to the system, where the C library is glibc."""
+    # LIMIT: left to itself it raises the size from which memory is mapped, and unmapped when freed, to the largest that was
+    # ever freed; each thread then keeps tens of MiB of an arena of its own for good.
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_MAX_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BLOCK_MAX_BYTES)
 
 
 def _write_port_file(path: Path, url: str) -> None:
