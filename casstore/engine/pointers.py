@@ -73,7 +73,7 @@ from casstore.storage.roles import Ledger, LedgerTransaction, LedgerView, Table
 from casstore.transitions.authority import check_unsigned, judge
 from casstore.transitions.machine import Machine, Planned, SignedAct
 from casstore.transitions.rollback import Skipped as SkippedStep
-from casstore.wire import RollbackTarget, RollbackTo, Skipped, Submitted
+from casstore.wire import RollbackTarget, RollbackTo, Skipped, Submitted, format_ago
 
 __all__ = [
     "Caller",
@@ -479,15 +479,6 @@ class PointerService:
             target_flip=found.flip,
             skipped=[Skipped(snapshot=str(s.snapshot), flip=s.flip, why=s.why) for s in found.skipped],
         )
-
-
-def format_ago(ms: int) -> str:
-    """A span of time as people say it: ``12 s ago``, ``3 min ago``, ``5 h ago``, ``40 d ago``."""
-    seconds = max(0, ms) // 1000
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
 
 
 def _made_so(tx: LedgerTransaction, args: AnyArgs) -> int:

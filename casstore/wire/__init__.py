@@ -30,6 +30,7 @@ from casstore.wire.bodies import (
     Request,
     decode_json,
     encode_json,
+    format_ago,
     format_time,
     parse_time,
 )
@@ -160,6 +161,7 @@ __all__ = [
     "encode_bitmap",
     "encode_json",
     "encode_page_record",
+    "format_ago",
     "format_time",
     "parse_time",
 ]

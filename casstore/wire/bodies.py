@@ -70,3 +70,12 @@ def parse_time(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1000 + 0.5)
+
+
+def format_ago(ms: int) -> str:
+    """A span of time as people say it: ``12 s ago``, ``3 min ago``, ``5 h ago``, ``40 d ago``."""
+    seconds = max(0, ms) // 1000
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from casstore.engine.pointers import Caller, Expect, UnsignedRollback, format_ago
+from casstore.engine.pointers import Caller, Expect, UnsignedRollback
 from casstore.engine.targets import PREVIOUS
 from casstore.errors import (
     CasstoreError,
@@ -30,7 +30,7 @@ from casstore.formats.acts import Member, ReleaseArgs, SnapshotArgs, flip_args
 from casstore.formats.snapshot import Component, Snapshot, encode_snapshot, snapshot_digest
 from casstore.ids import BlobDigest, ComponentName, PointerName, PrincipalName, SnapshotDigest
 from casstore.storage.memory.ledger import MemoryLedger, MemoryLedgerTransaction
-from casstore.wire import RollbackTo, Submitted, decode_json, encode_json
+from casstore.wire import RollbackTo, Submitted, decode_json, encode_json, format_ago
 from tests.support.ledgerworld import API, OPEN, WEB, LedgerWorld, world_policy
 
 
