@@ -1,6 +1,7 @@
 """A hostile holder of a push token, and hostile readers: what each of them cost before, and must not cost any more.
 
-Every test here failed once.  What is refused by a format is tested there; here it is what a running server spends on it.
+Every test here but those of trees failed once.  What is refused by a format is tested there; here it is what a running server
+spends on it.
 """
 
 from __future__ import annotations
