@@ -6,6 +6,7 @@ python -m bench [--only python|javascript|flips|start] [--rounds N]
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -102,6 +103,7 @@ def _step(
     server: BenchServer, name: str, words: list[str], plain_bytes: int, limit_s: float | None
 ) -> tuple[Step, dict[str, str]]:
     command = [sys.executable, "-m", "bench.client_step", *words]
+    os.sync()  # what the step before left to be written back is not this one's
     cpu_before = server.cpu_s()
     done = subprocess.run(command, env=server.environ(), check=True, capture_output=True)
     import json
@@ -146,8 +148,6 @@ def _machine() -> str:
             model = line.partition(":")[2].strip()
             break
     pages = resource.getpagesize()
-    import os
-
     memory = os.sysconf("SC_PHYS_PAGES") * pages / 2**30
     return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB"
 
