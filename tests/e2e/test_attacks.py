@@ -44,7 +44,7 @@ from tests.support.server import Http, Reply, Running, ServerProcess, make_store
 from tests.support.treebuild import build_blob, build_tree, encode_packs
 
 MEMORY_MAX_MIB = 300
-SWOLLEN_MAX_MIB = 512
+SWOLLEN_MAX_MIB = 400
 Object = tuple[ObjectKind, bytes, bytes]
 
 
