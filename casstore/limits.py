@@ -84,4 +84,4 @@ CLOCK_SKEW_MAX_MS: Final = 60 * 1000
 
 # --- storage ---------------------------------------------------------------------------------------------------------
 LMDB_MAP_BYTES: Final = 1 << 40  # address space, not memory
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2

@@ -138,6 +138,7 @@ class PackIngest:
         self._ended: Callable[[], None] | None = ended
         self._summary: PackSummary | None = None
         self._dropped = 0
+        self._adopted = False
         self._reader = PackReader(pack, packs.rooms)
         self._writer = self._create()
         self.duplicate = self._writer is None and packs.index.pack(pack) is not None
@@ -186,6 +187,7 @@ class PackIngest:
                     # Another connection brought the same pack and was first.
                     self.duplicate = self._packs.index.pack(self._pack) is not None
             if self._summary is None:
+                self._adopted = True
                 self._summary = self._adopt()
             sealed = True
         finally:
@@ -201,6 +203,7 @@ class PackIngest:
 
         Raises:
             LeaseLost: the push is not known any more; the pack is stored all the same.
+            PackNotFound: it lay in the store, retired, and was deleted; the client sends it again.
             StoreFull, OutcomeUnknown: as the index says.
         """
         summary = self._summary
@@ -216,6 +219,9 @@ class PackIngest:
                 believed.append(FrameRow(kind, id, offset, stored_length, plain_length))
         try:
             if not self.duplicate:
+                if self._adopted:
+                    # ORDER: packs are deleted on this thread, so what lies here now is not deleted before it is recorded.
+                    self._packs.store.size(self._pack)
                 self._packs.index.add_pack(PackRecord(self._pack, summary.size, len(summary.rows)), believed)
             self._learned(layouts)
         finally:

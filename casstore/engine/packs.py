@@ -55,6 +55,9 @@ READ_RUN_BYTES: Final = 4 * MIB
 CACHE_BYTES: Final = 32 * MIB
 CACHE_OBJECT_BYTES: Final = 4 * MIB
 
+# LIMIT: packs that wait for their deletion, and are looked through for each.
+RETIRED_MAX: Final = 10_000
+
 _NOT_FOUND: Final[dict[ObjectKind, type[NotFound]]] = {
     ObjectKind.CHUNK: NotFound,
     ObjectKind.PAGE: TreeNotFound,
@@ -272,6 +275,27 @@ class PackService:
         absent = [item for item in objects if not self.index.has(item[0], [item[1]])[0]]
         if absent:
             self.record_objects(self.seal_objects(absent))
+
+    # --- deleting ----------------------------------------------------------------------------------------------------
+
+    def delete_retired(self, pack: PackId) -> bool:
+        """Delete a pack that is retired, and forget it.
+
+        Returns:
+            False, and nothing is changed, if it is not retired (any more).
+
+        Durability: the pack is gone, or will be when this is called again after a crash.
+        Threads: index writer; so nobody can take it into use in between.
+
+        Raises:
+            StoreFull, OutcomeUnknown: as the index says.
+        """
+        if not any(record.pack == pack for record, _ in self.index.retired(limit=RETIRED_MAX)):
+            return False
+        # ORDER: the file, then its row.  CRASH: in between the row names a file that is gone; deleting it again is harmless.
+        self.store.delete(pack)
+        self.index.forget_pack(pack)
+        return True
 
 
 def open_at(kind: ObjectKind, id: bytes, location: Location, data: bytes | memoryview) -> bytes:

@@ -39,9 +39,10 @@ from casstore.engine.proving import (
     run_units,
     tree_proof_key,
 )
+from casstore.engine.references import references_of
 from casstore.engine.room import is_counted
 from casstore.engine.sessions import PushSessions
-from casstore.errors import InvalidInput, LeaseLost, SnapshotIncomplete, TooLarge
+from casstore.errors import InvalidInput, LeaseLost, NotFound, SnapshotIncomplete, TooLarge
 from casstore.formats.layout import Layout, decode_layout, verify_layout_fits
 from casstore.formats.pack import ObjectKind
 from casstore.formats.tree import EntryType, TreeEntry, TreeVerifier
@@ -74,6 +75,8 @@ class Proof(NamedTuple):
     """The layouts that were proven now, in packs of their own that nobody knows yet."""
     read_bytes: int
     """Plain bytes that the proof took apart and hashed."""
+    losses: int | None
+    """The index's count of losses when the proof began; None if something that it found is condemned."""
 
 
 class Remembered(NamedTuple):
@@ -214,7 +217,8 @@ class PushService:
             raise
         artifact = NewArtifact(push, name, request.kind, digest, tuple(request.labels), commit.size_bytes, commit.files)
         layouts = list(self._seal_layouts(commit.proven))
-        return Proof(push, artifact, commit.keys, commit.tree_keys, layouts, sum(commit.read))
+        losses = None if commit.asleep else commit.losses
+        return Proof(push, artifact, commit.keys, commit.tree_keys, layouts, sum(commit.read), losses)
 
     def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
         """Write layouts that have been proven into packs of the store's own."""
@@ -237,6 +241,7 @@ class PushService:
         Threads: index writer.
 
         Raises:
+            LeaseLost: something that the proof found was collected since; the push begins again.
             StoreFull, OutcomeUnknown: as the index says.
         """
         index = self._packs.index
@@ -248,10 +253,22 @@ class PushService:
             index.memo_add(first)
         for sealed in proof.layouts:
             self._packs.record_objects(sealed)
+        # ORDER: everything that the artifact needs is live, in one transaction, before the ledger learns of it: from then on
+        # each mark finds it.  What was live when the proof began, and nothing was lost since, needs no second look.
+        if proof.losses != index.losses:
+            self._revive(proof.artifact)
         if last:
             index.memo_add(last)
         self.sessions.forget_layouts(proof.push, [row.id for sealed in proof.layouts for row in sealed.frames])
         return Remembered(proof)
+
+    def _revive(self, artifact: NewArtifact) -> None:
+        try:
+            absent = self._packs.index.revive(references_of(self._packs, artifact.kind, artifact.digest))
+        except NotFound as error:
+            raise _collected(artifact) from error
+        if absent:
+            raise _collected(artifact)
 
     def record(self, remembered: Remembered, *, by: str) -> Artifact:
         """Record the artifact: the push is done.
@@ -282,6 +299,13 @@ class PushService:
         return proof if isinstance(proof, Artifact) else self.record(self.remember(proof), by=by)
 
 
+def _collected(artifact: NewArtifact) -> LeaseLost:
+    return LeaseLost(
+        f"some of what {artifact.digest} needs was collected, or found damaged, while it was being proven",
+        hint="begin again; what is still there is not sent twice",
+    )
+
+
 class _Commit:
     """The proof of one tree or blob: draws units of work, and gathers what they come to.
 
@@ -290,6 +314,11 @@ class _Commit:
 
     def __init__(self, packs: PackService, brought: Mapping[bytes, Location]) -> None:
         self._packs = packs
+        # ORDER: the count before the first look: what is condemned in between shows in one of the two.
+        self.losses = packs.index.losses
+        self._wary = bool(packs.index.condemned(limit=1))
+        self.asleep = False
+        """Whether something was found that is condemned: there, and to be revived."""
         self._brought = brought
         self._gaps = Gaps()
         self.size_bytes = 0
@@ -311,10 +340,21 @@ class _Commit:
                 self._running -= 1
                 self._changed.notify_all()
 
+    def _find(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[Location | None]:
+        """Where objects lie, the condemned ones too."""
+        index = self._packs.index
+        places = index.locate(kind, ids)
+        if self._wary and not self.asleep:
+            live = index.has(kind, ids)
+            self.asleep = any(place and not alive for place, alive in zip(places, live, strict=True))
+        return places
+
+    def _has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
+        return [place is not None for place in self._find(kind, ids)]
+
     def tree_units(self, digest: TreeDigest) -> Generator[Unit]:
         """Check a tree's structure and what is present; hand out the files that are still to be proven."""
-        index = self._packs.index
-        if not index.has(ObjectKind.ROOT, [digest])[0]:
+        if not self._has(ObjectKind.ROOT, [digest])[0]:
             self._gaps.add(digest)
             raise self._gaps.error(f"tree {digest}")
         root = self._packs.read_object(ObjectKind.ROOT, digest)
@@ -322,11 +362,10 @@ class _Commit:
             yield from self._page_units(digest, TreeVerifier(root, digest))
 
     def _page_units(self, digest: TreeDigest, verifier: TreeVerifier) -> Iterator[Unit]:
-        index = self._packs.index
         whole = True
         for start in range(0, len(verifier.pages), _BATCH):
             batch = [ref.digest for ref in verifier.pages[start : start + _BATCH]]
-            there = index.has(ObjectKind.PAGE, batch)
+            there = self._has(ObjectKind.PAGE, batch)
             for page, present in zip(batch, there, strict=True):
                 if not present:
                     self._gaps.add(page)
@@ -343,7 +382,7 @@ class _Commit:
         """Pages, in their order, as many at a time as have layouts of ``_LAYOUTS_BYTES``."""
         part: list[PageDigest] = []
         size = 0
-        for page, known in zip(pages, self._packs.index.locate(ObjectKind.LAYOUT, pages), strict=True):
+        for page, known in zip(pages, self._find(ObjectKind.LAYOUT, pages), strict=True):
             location = known or self._brought.get(page)
             length = 0 if location is None else location.plain_length
             if part and size + length > _LAYOUTS_BYTES:
@@ -369,7 +408,7 @@ class _Commit:
     def blob_units(self, digest: BlobDigest) -> Generator[Unit]:
         """Check a blob's layout and chunks; hand out the blob if it is still to be proven."""
         # TRUST: a page's digest names a proven layout too; it must not pass for a blob.
-        if self._packs.index.has(ObjectKind.PAGE, [digest])[0]:
+        if self._has(ObjectKind.PAGE, [digest])[0]:
             raise InvalidInput(f"{digest} names a page of a tree, not a blob")
         layout = self._layouts([digest])[digest]
         if layout is not None:
@@ -404,7 +443,7 @@ class _Commit:
         layout, locations = found
         key = page_proof_key(digest, data)
         if self._packs.index.memo_has([key])[0]:
-            if digest in self._brought and not self._packs.index.has(ObjectKind.LAYOUT, [digest])[0]:
+            if digest in self._brought and not self._has(ObjectKind.LAYOUT, [digest])[0]:
                 self.proven.append((digest, self._brought[digest]))
             return
         # Once something is missing, hashing the rest is wasted; what else is missing is still gathered.
@@ -429,7 +468,7 @@ class _Commit:
     def _layouts(self, digests: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """For each page or blob its layout: the proven one, else the one that this push brought."""
         packs = self._packs
-        known = packs.index.has(ObjectKind.LAYOUT, digests)
+        known = self._has(ObjectKind.LAYOUT, digests)
         proven = [digest for digest, has in zip(digests, known, strict=True) if has]
         found: dict[bytes, bytes | None] = dict.fromkeys(digests)
         found.update(zip(proven, packs.read_objects(ObjectKind.LAYOUT, proven), strict=True))
@@ -456,7 +495,7 @@ class _Commit:
     def _locate(self, data: bytes) -> tuple[Layout, list[Location]] | None:
         layout = decode_layout(data)
         ids = [id for id, _ in layout.chunks]
-        locations = self._packs.index.locate(ObjectKind.CHUNK, ids)
+        locations = self._find(ObjectKind.CHUNK, ids)
         for id, location in zip(ids, locations, strict=True):
             if location is None:
                 self._gaps.add(id)

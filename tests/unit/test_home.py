@@ -23,6 +23,7 @@ from casstore.errors import (
     StoreTooNew,
 )
 from casstore.formats.pack import ObjectKind
+from casstore.limits import FORMAT_VERSION
 from casstore.storage.local.files import Files
 from casstore.storage.local.home import Home
 
@@ -38,7 +39,7 @@ def test_a_new_store_has_what_the_documents_say(store: Path) -> None:
     names = {"packs", "index", "ledger", "tmp", "keys", "signed-heads", "format", "lock"}
     assert set(os.listdir(store)) == names
     assert len(os.listdir(store / "packs")) == 256
-    assert json.loads((store / "format").read_text())["format"] == 1
+    assert json.loads((store / "format").read_text())["format"] == FORMAT_VERSION
     assert os.listdir(store / "tmp") == []
     assert (store / "keys").stat().st_mode & 0o777 == 0o700
     page = Path(__file__).parents[2] / "docs" / "operations" / "store-directory.md"
@@ -157,8 +158,8 @@ def test_initialising_is_part_of_creating(tmp_path: Path) -> None:
 
 def test_a_newer_store_is_refused_in_a_sentence(store: Path) -> None:
     """An older program that writes into a newer store destroys what it does not understand."""
-    (store / "format").write_text('{"casstore": "9.1", "format": 2}')
-    with pytest.raises(StoreTooNew, match=r"format 2, made by casstore 9\.1"):
+    (store / "format").write_text('{"casstore": "9.1", "format": 999}')
+    with pytest.raises(StoreTooNew, match=r"format 999, made by casstore 9\.1"):
         Home.open(store, Files())
 
 

@@ -42,6 +42,9 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
     index.add_pack(PackRecord(PackId(bytes(16)), 1, 0), [])
     index.add_pack(PackRecord(PACK, 1 << 33, 1), [FrameRow(ObjectKind.LAYOUT, id_of(1), 24, 300, 4000)])
     index.memo_add([id_of(2)])
+    index.condemn(ObjectKind.LAYOUT, [id_of(1)], at_ms=1 << 40, mark=7)
+    index.retire_pack(PackId(bytes(16)), at_ms=1 << 41)
+    index.write_note("gc", b"state")
     index.close()
     with raw(tmp_path) as environment, environment.begin() as transaction:
         tables = {name: environment.open_db(name, transaction, create=False) for name in environment.dbs(transaction)}
@@ -50,11 +53,15 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
         "chunk": [],
         "page": [],
         "root": [],
-        "layout": [(id_of(1), struct.pack(">IIII", 2, 24, 300, 4000))],
+        "layout": [],
         "document": [],
-        "packs": [(bytes(16), struct.pack(">IQI", 1, 1, 0)), (PACK, struct.pack(">IQI", 2, 1 << 33, 1))],
+        "packs": [(PACK, struct.pack(">IQI", 2, 1 << 33, 1))],
         "pack-numbers": [(struct.pack(">I", 1), bytes(16)), (struct.pack(">I", 2), PACK)],
         "memo": [(id_of(2), b"")],
+        "condemned": [(b"\x04" + id_of(1), struct.pack(">IIIIQI", 2, 24, 300, 4000, 1 << 40, 7))],
+        "quarantine": [],
+        "retired": [(bytes(16), struct.pack(">IQIQ", 1, 1, 0, 1 << 41))],
+        "notes": [(b"gc", b"state")],
     }
 
 

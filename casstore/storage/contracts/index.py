@@ -10,7 +10,7 @@ from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.contracts.expect import raises, run_threads
 from casstore.storage.contracts.packs import pack_id
-from casstore.storage.roles import ChunkIndex, FrameRow, Location, PackRecord
+from casstore.storage.roles import ChunkIndex, FrameRow, Location, Move, PackRecord, PackUsage
 
 
 def object_id(number: int) -> bytes:
@@ -157,6 +157,209 @@ class ChunkIndexContract(ABC):
         assert index.has(ObjectKind.CHUNK, [object_id(1)]) == [False]
         index.close()
 
+    # --- collection --------------------------------------------------------------------------------------------------
+
+    def test_what_is_condemned_is_missing_and_can_be_read(self) -> None:
+        """Whoever reads it still may; whoever would rely on it must bring it again."""
+        index = self.make()
+        add(index, pack_id(1), range(4))
+        before = index.losses
+        assert index.condemn(ObjectKind.CHUNK, [object_id(1), object_id(9), object_id(1)], at_ms=7, mark=3) == 1
+        assert index.losses > before
+        assert index.has(ObjectKind.CHUNK, [object_id(0), object_id(1)]) == [True, False]
+        place = Location(pack_id(1), 100, 2, 3)
+        assert index.locate(ObjectKind.CHUNK, [object_id(1)]) == [place]
+        assert index.locate(ObjectKind.CHUNK, [object_id(1)], live=True) == [None]
+        assert index.count(ObjectKind.CHUNK) == 3
+        assert object_id(1) not in dict(index.objects(ObjectKind.CHUNK, limit=9))
+        (row,) = index.condemned(limit=9)
+        assert row == (ObjectKind.CHUNK, object_id(1), place, 7, 3)
+        assert index.condemn(ObjectKind.CHUNK, [object_id(1)], at_ms=8, mark=4) == 0
+        assert index.condemned(limit=9) == [row]
+        index.close()
+
+    def test_a_new_copy_makes_it_live_at_the_new_place(self) -> None:
+        """The old copy may be deleted, or be the damaged one."""
+        index = self.make()
+        add(index, pack_id(1), range(3))
+        index.condemn(ObjectKind.CHUNK, [object_id(1)], at_ms=7, mark=3)
+        place = index.locate(ObjectKind.CHUNK, [object_id(2)])[0]
+        assert place is not None
+        assert index.quarantine(ObjectKind.CHUNK, object_id(2), place, at_ms=1, reason="rot")
+        add(index, pack_id(2), range(3))
+        assert [p and p.pack for p in index.locate(ObjectKind.CHUNK, [object_id(n) for n in range(3)])] == [
+            pack_id(1), pack_id(2), pack_id(2),
+        ]  # fmt: skip
+        assert (index.condemned(limit=9), index.quarantined(limit=9)) == ([], [])
+        index.close()
+
+    def test_reviving_is_all_or_nothing(self) -> None:
+        """A commit that half succeeded would leave a tree with holes."""
+        index = self.make()
+        add(index, pack_id(1), range(5))
+        ids = [object_id(number) for number in range(5)]
+        index.condemn(ObjectKind.CHUNK, ids[:3], at_ms=7, mark=3)
+        absent = index.revive([(ObjectKind.CHUNK, ids), (ObjectKind.PAGE, [object_id(0)])])
+        assert absent == [(ObjectKind.PAGE, object_id(0))]
+        assert index.has(ObjectKind.CHUNK, ids) == [False, False, False, True, True]
+        assert index.revive(iter([(ObjectKind.CHUNK, ids), (ObjectKind.CHUNK, ids[:1])])) == []
+        assert index.has(ObjectKind.CHUNK, ids) == [True] * 5
+        assert index.condemned(limit=9) == []
+        assert index.locate(ObjectKind.CHUNK, [object_id(2)]) == [Location(pack_id(1), 200, 3, 5)]
+        index.close()
+
+    def test_only_what_is_still_condemned_is_dropped(self) -> None:
+        """What was revived since, or condemned anew, must not be lost to an old list."""
+        index = self.make()
+        add(index, pack_id(1), range(6))
+        ids = [object_id(number) for number in range(6)]
+        index.condemn(ObjectKind.CHUNK, ids[:3], at_ms=7, mark=3)
+        rows = index.condemned(limit=9)
+        index.revive([(ObjectKind.CHUNK, ids[:2])])
+        index.condemn(ObjectKind.CHUNK, ids[:1], at_ms=9, mark=4)
+        before = index.losses
+        assert index.drop(rows) == 1
+        assert index.losses > before
+        assert index.locate(ObjectKind.CHUNK, ids[:3]) == [
+            Location(pack_id(1), 0, 1, 1), Location(pack_id(1), 100, 2, 3), None,
+        ]  # fmt: skip
+        assert index.has(ObjectKind.CHUNK, ids[:3]) == [False, True, False]
+        assert [row.id for row in index.condemned(limit=9)] == ids[:1]
+        index.close()
+
+    def test_condemned_and_quarantined_are_listed_in_pages(self) -> None:
+        """A sweep goes through millions of them."""
+        index = self.make()
+        for kind in (ObjectKind.CHUNK, ObjectKind.PAGE):
+            add(index, pack_id(kind), range(10), kind)
+            index.condemn(kind, [object_id(number) for number in range(10)], at_ms=5, mark=1)
+        rows = index.condemned(limit=100)
+        assert [(row.kind, row.id) for row in rows] == sorted((row.kind, row.id) for row in rows)
+        found = index.condemned(limit=7)
+        while page := index.condemned(after=(found[-1].kind, found[-1].id), limit=7):
+            found += page
+        assert found == rows
+        for row in rows:
+            assert index.quarantine(row.kind, row.id, row.location, at_ms=6, reason="why")
+        bad = index.quarantined(limit=100)
+        assert [row[:3] for row in bad] == [row[:3] for row in rows]
+        assert index.quarantined(after=(bad[3].kind, bad[3].id), limit=2) == bad[4:6]
+        assert index.forget_quarantined([bad[0]._replace(at_ms=99), bad[1]]) == 1
+        assert index.quarantined(limit=1) == bad[:1]
+        index.close()
+
+    def test_a_restarted_grace_begins_for_all(self) -> None:
+        """After a clock jumped nobody knows how long ago anything was condemned."""
+        index = self.make()
+        add(index, pack_id(1), range(3))
+        index.condemn(ObjectKind.CHUNK, [object_id(number) for number in range(3)], at_ms=5, mark=1)
+        index.restart_grace(77)
+        assert [(row.at_ms, row.mark) for row in index.condemned(limit=9)] == [(77, 1)] * 3
+        index.close()
+
+    def test_quarantine_hides_and_can_be_undone(self) -> None:
+        """Damaged bytes must not be handed out, nor keep the next push from healing them."""
+        index = self.make()
+        add(index, pack_id(1), range(2))
+        place = index.locate(ObjectKind.CHUNK, [object_id(1)])[0]
+        assert place is not None
+        other = place._replace(offset=1)
+        assert not index.quarantine(ObjectKind.CHUNK, object_id(1), other, at_ms=4, reason="elsewhere")
+        before = index.losses
+        assert index.quarantine(ObjectKind.CHUNK, object_id(1), place, at_ms=4, reason="checksum")
+        assert index.losses > before
+        assert index.locate(ObjectKind.CHUNK, [object_id(1)]) == [None]
+        assert index.has(ObjectKind.CHUNK, [object_id(1)]) == [False]
+        assert index.quarantined(limit=9) == [(ObjectKind.CHUNK, object_id(1), place, 4, "checksum")]
+        assert index.release(ObjectKind.CHUNK, object_id(1))
+        assert not index.release(ObjectKind.CHUNK, object_id(1))
+        assert index.locate(ObjectKind.CHUNK, [object_id(1)]) == [place]
+        index.close()
+
+    def test_moving_follows_only_what_lies_where_it_was_copied_from(self) -> None:
+        """A frame that was healed or dropped while it was copied must not come back."""
+        index = self.make()
+        add(index, pack_id(1), range(4))
+        index.condemn(ObjectKind.CHUNK, [object_id(2)], at_ms=5, mark=1)
+        ids = [object_id(number) for number in range(3)]
+        moves = [
+            Move(
+                ObjectKind.CHUNK,
+                id,
+                Location(pack_id(1), 100 * n + (n == 1), n + 1, 2 * n + 1),
+                Location(pack_id(2), 24 + n, n + 1, 2 * n + 1),
+            )
+            for n, id in enumerate(ids)
+        ]
+        assert index.move(PackRecord(pack_id(2), 500, 3), moves) == 2
+        places = index.locate(ObjectKind.CHUNK, ids)
+        assert [place and place.pack for place in places] == [pack_id(2), pack_id(1), pack_id(2)]
+        assert index.has(ObjectKind.CHUNK, ids) == [True, True, False]
+        assert index.condemned(limit=9)[0][2:] == (Location(pack_id(2), 26, 3, 5), 5, 1)
+        assert index.pack(pack_id(2)) == PackRecord(pack_id(2), 500, 3)
+        index.close()
+
+    def test_usage_counts_what_rows_point_to(self) -> None:
+        """A pack that is deleted although a row points to it is lost content."""
+        index = self.make()
+        add(index, pack_id(1), range(4))
+        add(index, pack_id(2), range(2, 5), ObjectKind.PAGE)
+        index.add_pack(PackRecord(pack_id(3), 124, 0), [])
+        index.condemn(ObjectKind.CHUNK, [object_id(1), object_id(3)], at_ms=5, mark=1)
+        place = index.locate(ObjectKind.CHUNK, [object_id(2)])[0]
+        assert place is not None
+        index.quarantine(ObjectKind.CHUNK, object_id(2), place, at_ms=5, reason="")
+        assert index.usage() == {
+            pack_id(1): PackUsage(1, 6, 3, 4), pack_id(2): PackUsage(12, 0, 0, 3), pack_id(3): PackUsage(0, 0, 0, 0),
+        }  # fmt: skip
+        index.close()
+
+    def test_a_retired_pack_is_forgotten_or_comes_back(self) -> None:
+        """Between the decision and the deletion the same pack may be sent again."""
+        index = self.make()
+        add(index, pack_id(1), range(2))
+        add(index, pack_id(2), range(2, 4))
+        for pack in (1, 2):
+            rows = [object_id(number) for number in range(2 * pack - 2, 2 * pack)]
+            index.condemn(ObjectKind.CHUNK, rows, at_ms=5, mark=1)
+        index.drop(index.condemned(limit=9))
+        for pack in (1, 2):
+            index.retire_pack(pack_id(pack), at_ms=40 + pack)
+        assert index.packs(limit=9) == []
+        assert index.pack(pack_id(1)) is None
+        assert index.retired(limit=9) == sorted(
+            [(PackRecord(pack_id(1), 4098, 2), 41), (PackRecord(pack_id(2), 4098, 2), 42)]
+        )
+        assert len(index.retired(limit=1)) == 1
+        add(index, pack_id(1), range(2))
+        assert index.has(ObjectKind.CHUNK, [object_id(0)]) == [True]
+        index.forget_pack(pack_id(1))
+        index.forget_pack(pack_id(2))
+        assert index.retired(limit=9) == []
+        assert index.packs(limit=9) == [PackRecord(pack_id(1), 4098, 2)]
+        add(index, pack_id(3), range(7, 9))
+        assert index.locate(ObjectKind.CHUNK, [object_id(0), object_id(8)]) == [
+            Location(pack_id(1), 0, 1, 1), Location(pack_id(3), 800, 9, 17),
+        ]  # fmt: skip
+        index.close()
+
+    def test_notes_and_the_memo_can_be_taken_back(self) -> None:
+        """A scrub that forgets how far it came begins anew for ever."""
+        index = self.make()
+        assert index.read_note("scrub") is None
+        index.write_note("scrub", b"here")
+        index.write_note("scrub", b"there")
+        assert index.read_note("scrub") == b"there"
+        index.write_note("scrub", None)
+        index.write_note("scrub", None)
+        assert index.read_note("scrub") is None
+        with raises(ValueError):
+            index.write_note("scrub", bytes(65_537))
+        index.memo_add([object_id(1), object_id(2)])
+        index.memo_drop([object_id(1), object_id(3)])
+        assert index.memo_has([object_id(1), object_id(2)]) == [False, True]
+        index.close()
+
     def test_ids_of_another_length_are_refused(self) -> None:
         """A cut id would match nothing forever, silently."""
         index = self.make()
@@ -213,7 +416,13 @@ class DurableChunkIndexContract(ChunkIndexContract):
         add(index, pack_id(1), range(10))
         add(index, pack_id(2), range(10, 12), ObjectKind.PAGE)
         index.memo_add([object_id(77)])
+        index.condemn(ObjectKind.PAGE, [object_id(10)], at_ms=5, mark=1)
+        index.write_note("gc", b"state")
         index = self.reopen(index)
+        assert [row[1:] for row in index.condemned(limit=2)] == [
+            (object_id(10), Location(pack_id(2), 1000, 11, 21), 5, 1)
+        ]
+        assert index.read_note("gc") == b"state"
         assert index.count(ObjectKind.CHUNK) == 10
         assert index.locate(ObjectKind.PAGE, [object_id(11)]) == [Location(pack_id(2), 1100, 12, 23)]
         assert [record.frames for record in index.packs(limit=5)] == [10, 2]

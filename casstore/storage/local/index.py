@@ -1,17 +1,8 @@
 """The index on one machine: one LMDB environment below ``index/``, a table for each kind of object.
 
-Owns: where each object lies, which packs are known, and the memo of what was proven.  Trusts nothing and need not be
-trusted: what it points at is re-hashed, and all of it can be rebuilt from the packs.
-
-On disk (all numbers big-endian)::
-
-    chunk, page, root, layout, document    32-byte id → u32 pack number ‖ u32 offset ‖ u32 stored ‖ u32 plain
-    packs                                  16-byte pack id → u32 pack number ‖ u64 size ‖ u32 frames
-    pack-numbers                           u32 pack number → 16-byte pack id
-    memo                                   32-byte key → nothing
-
-A pack's number stands for its id in every row: 4 bytes for 16 in a table of millions of rows.  No number is reused
-while a row may hold it.
+Owns: where each object lies, which packs are known, and the memo of what was proven; what takes objects out of use again
+lies in :mod:`casstore.storage.local.index_collection`, the rows' bytes in :mod:`casstore.storage.local.index_rows`.  Trusts
+nothing and need not be trusted: what it points at is re-hashed, and all of it can be rebuilt from the packs.
 
 Invariant: the rows of a pack and the pack's own rows are written in one transaction, so a known pack is known whole.
 """
@@ -19,31 +10,31 @@ Invariant: the rows of a pack and the pack's own rows are written in one transac
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from typing import Final
 
-from casstore.errors import DamagedObject
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.files import Files
-from casstore.storage.local.lmdb_env import Database, LmdbEnvironment, Transaction, create_environment
+from casstore.storage.local.index_collection import CollectionTables
+from casstore.storage.local.index_rows import (
+    MEMO,
+    PACK,
+    PLACE,
+    RETIRED,
+    TABLES,
+    check_id,
+    kind_key,
+    rows_behind,
+    sorted_ids,
+)
+from casstore.storage.local.lmdb_env import Database, create_environment
 from casstore.storage.roles import FrameRow, Location, PackRecord
 
 _DIRECTORY: Final = "index"
-_LOCATION: Final = struct.Struct(">IIII")
-_PACK: Final = struct.Struct(">IQI")
-_NUMBER: Final = struct.Struct(">I")
-_ID_BYTES: Final = 32
-
-_KINDS: Final = {kind: kind.name.lower().encode("ascii") for kind in ObjectKind}
-_PACKS: Final = b"packs"
-_NUMBERS: Final = b"pack-numbers"
-_MEMO: Final = b"memo"
-_TABLES: Final = [*_KINDS.values(), _PACKS, _NUMBERS, _MEMO]
 
 
-class LocalChunkIndex:
+class LocalChunkIndex(CollectionTables):
     """Implements :class:`~casstore.storage.roles.ChunkIndex`.
 
     Args:
@@ -57,13 +48,8 @@ class LocalChunkIndex:
     """
 
     def __init__(self, directory: str, files: Files) -> None:
-        self._path = os.path.join(directory, _DIRECTORY)
-        self._environment = LmdbEnvironment(self._path, files, _TABLES, "index")
-        tables = self._environment.tables
-        self._kinds: dict[ObjectKind, Database] = {kind: tables[name] for kind, name in _KINDS.items()}
-        self._packs = tables[_PACKS]
-        self._numbers = tables[_NUMBERS]
-        self._memo = tables[_MEMO]
+        super().__init__(os.path.join(directory, _DIRECTORY), files)
+        self._memo = self._environment.tables[MEMO]
 
     @classmethod
     def lay_out(cls, directory: str, files: Files) -> None:
@@ -75,64 +61,77 @@ class LocalChunkIndex:
 
         Durability: all but the name ``index`` itself, which the caller makes durable with the directory.
         """
-        create_environment(os.path.join(directory, _DIRECTORY), files, _TABLES, "index")
+        create_environment(os.path.join(directory, _DIRECTORY), files, TABLES, "index")
 
     def has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
         """See the role."""
         return self._present(self._kinds[kind], ids)
 
-    def locate(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[Location | None]:
+    def locate(self, kind: ObjectKind, ids: Sequence[bytes], *, live: bool = False) -> list[Location | None]:
         """See the role."""
         rows: dict[bytes, Location | None] = {}
         packs: dict[int, PackId] = {}
-        database = self._kinds[kind]
+        database, condemned = self._kinds[kind], self._condemned
+        prefix = bytes((kind,))
+        location = self._rows.location
         with self._environment.read() as transaction:
             get = transaction.get
-            for key in _sorted(ids):
+            for key in sorted_ids(ids):
                 value = get(key, None, database)
-                rows[key] = None if value is None else self._location(transaction, value, packs)
+                if value is None and not live:
+                    value = get(prefix + key, None, condemned)
+                    value = value and value[: PLACE.size]
+                rows[key] = None if value is None else location(transaction, value, packs)
         return [rows[key] for key in ids]
 
     def add_pack(self, pack: PackRecord, frames: Sequence[FrameRow]) -> None:
         """See the role."""
-        # Sorted, so that one pass over the tree touches each of its pages once.
         for frame in frames:
-            _check_id(frame.id)
+            check_id(frame.id)
         with self._environment.write() as transaction:
             if transaction.get(pack.pack, None, self._packs) is not None:
                 return
-            with transaction.cursor(self._numbers) as cursor:
-                number = _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 1
-            transaction.put(_NUMBER.pack(number), pack.pack, db=self._numbers, append=True)
-            transaction.put(pack.pack, _PACK.pack(number, pack.size_bytes, pack.frames), db=self._packs)
+            retired = transaction.pop(pack.pack, self._retired)
+            if retired is None:
+                number = self.add_record(transaction, pack)
+            else:
+                # It was about to be deleted, and came again under its own name.
+                number = self._rows.number(retired)
+                transaction.put(pack.pack, PACK.pack(*RETIRED.unpack(retired)[:3]), db=self._packs)
             for kind, database in self._kinds.items():
+                # Sorted, so that one pass over the tree touches each of its pages once.
                 rows = sorted(
-                    (row.id, _LOCATION.pack(number, row.offset, row.stored_length, row.plain_length))
+                    (row.id, PLACE.pack(number, row.offset, row.stored_length, row.plain_length))
                     for row in frames
                     if row.kind == kind
                 )
                 if rows:
                     with transaction.cursor(database) as cursor:
                         cursor.putmulti(rows, overwrite=False)
+            # What was taken out of use and comes anew is in use again, at its new place.
+            for other in (self._condemned, self._quarantine):
+                if transaction.stat(other)["entries"]:
+                    for row in frames:
+                        transaction.delete(kind_key(row.kind, row.id), db=other)
 
     def pack(self, pack: PackId) -> PackRecord | None:
         """See the role."""
         with self._environment.read() as transaction:
             value = transaction.get(pack, None, self._packs)
-        return None if value is None else self._record(pack, value)
+        return None if value is None else self._rows.record(pack, value)
 
     def packs(self, *, after: PackId | None = None, limit: int) -> list[PackRecord]:
         """See the role."""
         with self._environment.read() as transaction:
-            rows = _rows_behind(transaction, self._packs, after or b"", limit)
-        return [self._record(PackId(key), value) for key, value in rows]
+            rows = rows_behind(transaction, self._packs, after or b"", limit)
+        return [self._rows.record(PackId(key), value) for key, value in rows]
 
     def objects(self, kind: ObjectKind, *, after: bytes = b"", limit: int) -> list[tuple[bytes, Location]]:
         """See the role."""
         packs: dict[int, PackId] = {}
         with self._environment.read() as transaction:
-            rows = _rows_behind(transaction, self._kinds[kind], after, limit)
-            return [(key, self._location(transaction, value, packs)) for key, value in rows]
+            rows = rows_behind(transaction, self._kinds[kind], after, limit)
+            return [(key, self._rows.location(transaction, value, packs)) for key, value in rows]
 
     def count(self, kind: ObjectKind) -> int:
         """See the role."""
@@ -150,74 +149,24 @@ class LocalChunkIndex:
             OutcomeUnknown: the commit failed; the index is sealed.
             StoreFull: no space is left; nothing was recorded.
         """
-        wanted = _sorted(keys)
+        wanted = sorted_ids(keys)
         if wanted:
             with self._environment.write() as transaction, transaction.cursor(self._memo) as cursor:
                 cursor.putmulti([(key, b"") for key in wanted], overwrite=False)
+
+    def memo_drop(self, keys: Sequence[bytes]) -> None:
+        """See the role."""
+        with self._environment.write() as transaction:
+            for key in sorted_ids(keys):
+                transaction.delete(key, db=self._memo)
 
     def close(self) -> None:
         """See the role."""
         self._environment.close()
 
     def _present(self, database: Database, ids: Sequence[bytes]) -> list[bool]:
-        wanted = _sorted(ids)
+        wanted = sorted_ids(ids)
         with self._environment.read() as transaction:
             get = transaction.get
             found = {key for key in wanted if get(key, None, database) is not None}
         return [key in found for key in ids]
-
-    def _location(self, transaction: Transaction, value: bytes, packs: dict[int, PackId]) -> Location:
-        if len(value) != _LOCATION.size:
-            raise self._damaged(f"a row of {len(value)} bytes where {_LOCATION.size} belong")
-        number, offset, stored, plain = _LOCATION.unpack(value)
-        pack = packs.get(number)
-        if pack is None:
-            name = transaction.get(_NUMBER.pack(number), None, self._numbers)
-            if name is None or len(name) != PackId.SIZE:
-                raise self._damaged(f"pack number {number} has no name")
-            pack = packs[number] = PackId(name)
-        return Location(pack, offset, stored, plain)
-
-    def _record(self, pack: PackId, value: bytes) -> PackRecord:
-        if len(value) != _PACK.size:
-            raise self._damaged(f"pack {pack} has a row of {len(value)} bytes where {_PACK.size} belong")
-        _, size, frames = _PACK.unpack(value)
-        return PackRecord(pack, size, frames)
-
-    def _damaged(self, found: str) -> DamagedObject:
-        return DamagedObject(
-            f"the index at {self._path} is damaged: {found}",
-            hint="restore index/ from a backup; nothing in it is lost as long as the packs are there",
-            object="index",
-            where=self._path,
-            found=found,
-        )
-
-
-def _check_id(key: bytes) -> None:
-    if len(key) != _ID_BYTES:
-        raise ValueError(f"an object id has {_ID_BYTES} bytes, this has {len(key)}")
-
-
-def _sorted(ids: Sequence[bytes]) -> list[bytes]:
-    """The distinct ids in the order of the tree's pages, each checked."""
-    wanted = sorted(set(ids))
-    for key in wanted:
-        _check_id(key)
-    return wanted
-
-
-def _rows_behind(transaction: Transaction, database: Database, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-    rows: list[tuple[bytes, bytes]] = []
-    if limit <= 0:
-        return rows
-    with transaction.cursor(database) as cursor:
-        found = cursor.set_range(after) if after else cursor.first()
-        if found and cursor.key() == after:
-            found = cursor.next()
-        if found:
-            for row in cursor:
-                rows.append(row)
-                if len(rows) == limit:
-                    break
-    return rows
