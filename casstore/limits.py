@@ -58,6 +58,9 @@ PACK_STRUCTURE_MAX_BYTES: Final = (
 # --- the wire --------------------------------------------------------------------------------------------------------
 JSON_BODY_MAX_BYTES: Final = 4 * MIB  # a snapshot of 1 MiB in base64 with its intent fits
 MISSING_IDS_MAX: Final = 131_072  # 4 MiB of ids
+RUNS_SIZE_MAX_BYTES: Final = (
+    512 * KIB
+)  # file runs in front of a pack: 260,000 small files; what is left out is read at commit
 PAGES_REQUEST_MAX: Final = 16_384
 LIST_LIMIT_DEFAULT: Final = 100
 LIST_LIMIT_MAX: Final = 1000

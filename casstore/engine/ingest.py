@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from casstore.engine.file_runs import PackRuns, PushRuns
 from casstore.engine.packs import PackService
 from casstore.engine.room import Rooms
 from casstore.errors import (
@@ -35,9 +36,9 @@ from casstore.errors import (
 )
 from casstore.formats.pack import ObjectKind, PackDecoder, PackSummary, open_frame
 from casstore.ids import PackId
-from casstore.limits import MIB, PACK_SIZE_MAX_BYTES
+from casstore.limits import MIB, PACK_SIZE_MAX_BYTES, RUNS_SIZE_MAX_BYTES
 from casstore.storage.roles import FrameRow, Location, PackRecord, PackWriter
-from casstore.wire import PackStored
+from casstore.wire import PackStored, decode_runs
 
 # What a push may bring.  Documents come by a signed intent (POST /v1/snapshots), never in a push's pack.
 PUSHED_KINDS: Final = frozenset({ObjectKind.CHUNK, ObjectKind.PAGE, ObjectKind.ROOT, ObjectKind.LAYOUT})
@@ -61,6 +62,8 @@ class PackReader:
         self._taken: tuple[ObjectKind, int] | None = None
         self._kinds = kinds
         self._decoder = PackDecoder(pack)
+        self.runs: PackRuns | None = None
+        """Told of each chunk that was verified."""
 
     def feed(self, data: bytes | memoryview) -> None:
         """Verify more bytes.
@@ -81,7 +84,9 @@ class PackReader:
                 raise InvalidInput(f"a {frame.kind.name.lower()} does not come in a push's pack")
             try:
                 with self._rooms.hold(frame.kind, frame.plain_length):
-                    open_frame(frame)
+                    plain = open_frame(frame)
+                if self.runs is not None and frame.kind is ObjectKind.CHUNK:
+                    self.runs.take(frame.id, plain)
             except DamagedObject as error:
                 # Bytes from outside are not damage in the store: the sender is wrong.
                 detail = f"pack {self._pack}: {error.detail}"
@@ -122,6 +127,11 @@ class PackIngest:
         pack: its name.
         learned: told where the layouts of the pack lie, once it is recorded.
         ended: told once when the pack is no longer coming in.
+        runs: takes what the file runs prove that stand in front of the pack.
+        runs_size: how many bytes of them.
+
+    Raises:
+        TooLarge: more than ``RUNS_SIZE_MAX_BYTES``.
     """
 
     def __init__(
@@ -131,7 +141,14 @@ class PackIngest:
         *,
         learned: Callable[[Sequence[tuple[bytes, Location]]], None],
         ended: Callable[[], None],
+        runs: PushRuns | None = None,
+        runs_size: int = 0,
     ) -> None:
+        if runs_size > RUNS_SIZE_MAX_BYTES:
+            raise TooLarge(f"file runs have at most {RUNS_SIZE_MAX_BYTES} bytes", limit=RUNS_SIZE_MAX_BYTES)
+        self._runs = runs
+        self._front_missing = runs_size
+        self._front = b""
         self._packs = packs
         self._pack = pack
         self._learned = learned
@@ -152,6 +169,8 @@ class PackIngest:
             StoreFull: no space is left; nothing stays behind.
             Overloaded: other large layouts or roots are being taken in; nothing stays behind.
         """
+        if self._front_missing:
+            data = self._take_front(memoryview(data))
         if self._writer is None:
             self._dropped += len(data)
             if self._dropped > PACK_SIZE_MAX_BYTES:
@@ -165,6 +184,22 @@ class PackIngest:
         finally:
             if not accepted:
                 self.abort()
+
+    def _take_front(self, data: memoryview) -> memoryview:
+        """Gather the file runs; returns what belongs to the pack."""
+        taken = data[: self._front_missing]
+        self._front += taken
+        self._front_missing -= len(taken)
+        if not self._front_missing:
+            try:
+                runs = decode_runs(self._front)
+            except InvalidInput:
+                self.abort()
+                raise
+            self._front = b""
+            if self._runs is not None:
+                self._reader.runs = PackRuns(self._runs, runs)
+        return data[len(taken) :]
 
     def seal(self) -> None:
         """Check the footer and give the pack its name.

@@ -9,6 +9,7 @@ Memory: a thread holds one run of frames and one chunk's plain bytes; a file of 
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -23,11 +24,13 @@ from casstore.formats.tree import EntryType, TreeEntry
 from casstore.hashing import Blake3Hasher, blake3_256, derive
 from casstore.ids import BlobDigest, TreeDigest
 from casstore.limits import MIB
-from casstore.storage.roles import Location
+from casstore.storage.roles import FileProof, Location
 
 # LIMIT: plain bytes of bundles in one unit: large against the cost of handing it over, small against a page.
 UNIT_BYTES: Final = 4 * MIB
 
+_RECORD: Final = struct.Struct(">II32s")
+RECORD_BYTES: Final = _RECORD.size
 _EMPTY: Final = blake3_256(b"")
 _T = TypeVar("_T")
 
@@ -134,6 +137,44 @@ def _gather(slices: dict[int, list[Slice]], layout: Layout, locations: Sequence[
             unit, size = Bundles([], []), 0
     if unit.chunks:
         yield unit
+
+
+def split_unit(unit: Unit) -> list[Unit]:
+    """A unit as its smallest parts: a large file, or the files of a page that lie in one chunk."""
+    if isinstance(unit, LargeFile):
+        return [unit]
+    return [Bundles([chunk], [slices]) for chunk, slices in zip(unit.chunks, unit.slices, strict=True)]
+
+
+def join_parts(parts: Iterable[Unit]) -> Iterator[Unit]:
+    """Parts as units of about ``UNIT_BYTES`` again."""
+    unit, size = Bundles([], []), 0
+    for part in parts:
+        if isinstance(part, LargeFile):
+            yield part
+            continue
+        unit.chunks.extend(part.chunks)
+        unit.slices.extend(part.slices)
+        size += sum(location.plain_length for _, location in part.chunks)
+        if size >= UNIT_BYTES:
+            yield unit
+            unit, size = Bundles([], []), 0
+    if unit.chunks:
+        yield unit
+
+
+def slice_records(slices: Iterable[Slice]) -> bytes:
+    """The files in a chunk as bytes, 40 for each: where they lie and what they hash to."""
+    return b"".join([_RECORD.pack(offset, length, digest) for offset, length, digest, _ in slices])
+
+
+def file_proof(part: Unit) -> FileProof:
+    """What the index remembers once ``part`` (of :func:`split_unit`) is proven."""
+    if isinstance(part, LargeFile):
+        chunks = [part.layout.chunks[extent.chunk][0] for extent in part.extents]
+        return FileProof(chunks[0], derive("casstore v1 proven file", part.digest + b"".join(chunks)))
+    ((chunk, _),) = part.chunks
+    return FileProof(chunk, derive("casstore v1 proven slices", chunk + slice_records(part.slices[0])))
 
 
 def hashed_bytes(unit: Unit) -> int:

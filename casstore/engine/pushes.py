@@ -18,43 +18,29 @@ wrong bytes: a page with an unproven layout is *missing* for everyone else.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from typing import Final, NamedTuple
 
 from casstore.clock import Clock
 from casstore.engine.artifacts import ArtifactService, NewArtifact, check_labels
+from casstore.engine.commit_proof import CommitProof
 from casstore.engine.ingest import PackIngest
 from casstore.engine.packs import PackService, SealedPack
-from casstore.engine.presence import Gaps, Presence
+from casstore.engine.presence import Presence
 from casstore.engine.proving import (
-    Unit,
-    check_chunk_lengths,
-    hashed_bytes,
-    page_proof_key,
-    plan_units,
-    prove_unit,
     run_units,
-    tree_proof_key,
 )
 from casstore.engine.references import references_of
-from casstore.engine.room import is_counted
 from casstore.engine.sessions import PushSessions
 from casstore.errors import InvalidInput, LeaseLost, NotFound, SnapshotIncomplete, TooLarge
-from casstore.formats.layout import Layout, decode_layout, verify_layout_fits
 from casstore.formats.pack import ObjectKind
-from casstore.formats.tree import EntryType, TreeEntry, TreeVerifier
-from casstore.ids import ArtifactName, BlobDigest, PackId, PageDigest, PushId, TreeDigest
-from casstore.limits import MIB, MISSING_IDS_MAX, PROOF_REPEATED_MAX_BYTES
-from casstore.storage.roles import Location
+from casstore.ids import ArtifactName, BlobDigest, PackId, PushId, TreeDigest
+from casstore.limits import MIB, MISSING_IDS_MAX
+from casstore.storage.roles import FileProof, Location
 from casstore.wire import Artifact, CommitRequest, encode_bitmap
 
-# LIMIT: pages whose bytes, entries and layouts are looked up side by side.
-_BATCH: Final = 16
-# LIMIT: of those, layouts that are in memory side by side.
-_LAYOUTS_BYTES: Final = 2 * MIB
 # LIMIT: proven layouts that are held until they are written, as one pack.
 _SEAL_BYTES: Final = 8 * MIB
 _ID: Final = 32
@@ -69,6 +55,8 @@ class Proof(NamedTuple):
     artifact: NewArtifact
     keys: list[bytes]
     """Memo keys of the pages, or of the blob, that were proven now."""
+    files: list[FileProof]
+    """Of those, what an earlier commit had not proven: a later release shares most of its files with this one."""
     tree_keys: list[bytes]
     """The memo key of the tree itself; none for a blob."""
     layouts: list[SealedPack]
@@ -133,11 +121,18 @@ class PushService:
 
     # --- step 2 ------------------------------------------------------------------------------------------------------
 
-    def begin_pack(self, push: PushId, pack: PackId, *, by: str = "") -> PackIngest:
+    def begin_pack(self, push: PushId, pack: PackId, *, by: str = "", runs_size: int = 0) -> PackIngest:
         """Begin to receive a pack; begins the push or renews its lease.  ``abort`` must be called at the end in any
         case.
 
+        Args:
+            push: the push that brings it.
+            pack: its name.
+            by: the principal who pushes.
+            runs_size: how many bytes of file runs come in front of it.
+
         Raises:
+            TooLarge: more than ``RUNS_SIZE_MAX_BYTES`` of runs.
             RequestInProgress: the same pack is being received.
             Overloaded: too many packs of this push, or too many pushes.
             StoreFull: no space is left.
@@ -150,6 +145,8 @@ class PushService:
                 pack,
                 learned=lambda layouts: self.sessions.learn_layouts(push, layouts),
                 ended=lambda: self.sessions.end_pack(push, pack),
+                runs=self.sessions.begin_runs(push) if runs_size else None,
+                runs_size=runs_size,
             )
             begun = True
         finally:
@@ -196,7 +193,7 @@ class PushService:
         if (done := self._artifacts.committed(push, request)) is not None:
             return done
         brought = self.sessions.layouts(push)
-        commit = _Commit(self._packs, brought)
+        commit = CommitProof(self._packs, brought, self.sessions.runs(push))
         digest: TreeDigest | BlobDigest
         if request.kind == "tree":
             digest = TreeDigest.parse(request.digest)
@@ -218,7 +215,9 @@ class PushService:
         artifact = NewArtifact(push, name, request.kind, digest, tuple(request.labels), commit.size_bytes, commit.files)
         layouts = list(self._seal_layouts(commit.proven))
         losses = None if commit.asleep else commit.losses
-        return Proof(push, artifact, commit.keys, commit.tree_keys, layouts, sum(commit.read), losses)
+        return Proof(
+            push, artifact, commit.keys, commit.files_proven, commit.tree_keys, layouts, sum(commit.read), losses
+        )
 
     def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
         """Write layouts that have been proven into packs of the store's own."""
@@ -249,6 +248,7 @@ class PushService:
         # them: a tree that the memo knows lacks nothing.
         # CRASH: in between the memo remembers a layout that nobody finds; the push begins again and brings it again.
         first, last = (proof.keys, proof.tree_keys) if proof.layouts else ([*proof.keys, *proof.tree_keys], [])
+        index.files_add(proof.files)
         if first:
             index.memo_add(first)
         for sealed in proof.layouts:
@@ -260,6 +260,7 @@ class PushService:
         if last:
             index.memo_add(last)
         self.sessions.forget_layouts(proof.push, [row.id for sealed in proof.layouts for row in sealed.frames])
+        self.sessions.forget_runs(proof.push)
         return Remembered(proof)
 
     def _revive(self, artifact: NewArtifact) -> None:
@@ -304,200 +305,3 @@ def _collected(artifact: NewArtifact) -> LeaseLost:
         f"some of what {artifact.digest} needs was collected, or found damaged, while it was being proven",
         hint="begin again; what is still there is not sent twice",
     )
-
-
-class _Commit:
-    """The proof of one tree or blob: draws units of work, and gathers what they come to.
-
-    Threads: units are drawn by one thread at a time (:func:`run_units`), :meth:`prove` runs on several.
-    """
-
-    def __init__(self, packs: PackService, brought: Mapping[bytes, Location]) -> None:
-        self._packs = packs
-        # ORDER: the count before the first look: what is condemned in between shows in one of the two.
-        self.losses = packs.index.losses
-        self._wary = bool(packs.index.condemned(limit=1))
-        self.asleep = False
-        """Whether something was found that is condemned: there, and to be revived."""
-        self._brought = brought
-        self._gaps = Gaps()
-        self.size_bytes = 0
-        self.files = 0
-        self.keys: list[bytes] = []
-        self.tree_keys: list[bytes] = []
-        self.proven: list[tuple[bytes, Location]] = []
-        self.read: list[int] = []
-        self._allowed_bytes = PROOF_REPEATED_MAX_BYTES
-        self._running = 0  # units that were handed out and are not done
-        self._changed = threading.Condition()
-
-    def prove(self, unit: Unit) -> None:
-        """Do one unit of work."""
-        try:
-            self.read.append(prove_unit(self._packs, unit))
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    def _find(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[Location | None]:
-        """Where objects lie, the condemned ones too."""
-        index = self._packs.index
-        places = index.locate(kind, ids)
-        if self._wary and not self.asleep:
-            live = index.has(kind, ids)
-            self.asleep = any(place and not alive for place, alive in zip(places, live, strict=True))
-        return places
-
-    def _has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
-        return [place is not None for place in self._find(kind, ids)]
-
-    def tree_units(self, digest: TreeDigest) -> Generator[Unit]:
-        """Check a tree's structure and what is present; hand out the files that are still to be proven."""
-        if not self._has(ObjectKind.ROOT, [digest])[0]:
-            self._gaps.add(digest)
-            raise self._gaps.error(f"tree {digest}")
-        root = self._packs.read_object(ObjectKind.ROOT, digest)
-        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
-            yield from self._page_units(digest, TreeVerifier(root, digest))
-
-    def _page_units(self, digest: TreeDigest, verifier: TreeVerifier) -> Iterator[Unit]:
-        whole = True
-        for start in range(0, len(verifier.pages), _BATCH):
-            batch = [ref.digest for ref in verifier.pages[start : start + _BATCH]]
-            there = self._has(ObjectKind.PAGE, batch)
-            for page, present in zip(batch, there, strict=True):
-                if not present:
-                    self._gaps.add(page)
-            # Behind a missing page the tree cannot be verified; what else is missing can still be said.
-            whole = whole and all(there)
-            for pages in self._cut([page for page, present in zip(batch, there, strict=True) if present]):
-                yield from self._batch_units(verifier if whole else None, pages)
-        if self._gaps.count:
-            raise self._gaps.error(f"tree {digest}")
-        verifier.finish()
-        self.tree_keys.append(tree_proof_key(digest))
-
-    def _cut(self, pages: Sequence[PageDigest]) -> Iterator[list[PageDigest]]:
-        """Pages, in their order, as many at a time as have layouts of ``_LAYOUTS_BYTES``."""
-        part: list[PageDigest] = []
-        size = 0
-        for page, known in zip(pages, self._find(ObjectKind.LAYOUT, pages), strict=True):
-            location = known or self._brought.get(page)
-            length = 0 if location is None else location.plain_length
-            if part and size + length > _LAYOUTS_BYTES:
-                yield part
-                part, size = [], 0
-            part.append(page)
-            size += length
-        if part:
-            yield part
-
-    def _batch_units(self, verifier: TreeVerifier | None, pages: Sequence[PageDigest]) -> Iterator[Unit]:
-        layouts = self._layouts(pages)
-        if verifier is None:
-            for page in pages:
-                self._look(page, layouts[page])
-            return
-        for page, data in zip(pages, self._packs.read_objects(ObjectKind.PAGE, pages), strict=True):
-            entries = verifier.add_page(data)
-            self.size_bytes += sum(entry.size for entry in entries)
-            self.files += sum(entry.type == EntryType.FILE for entry in entries)
-            yield from self._object_units(page, entries, layouts[page])
-
-    def blob_units(self, digest: BlobDigest) -> Generator[Unit]:
-        """Check a blob's layout and chunks; hand out the blob if it is still to be proven."""
-        # TRUST: a page's digest names a proven layout too; it must not pass for a blob.
-        if self._has(ObjectKind.PAGE, [digest])[0]:
-            raise InvalidInput(f"{digest} names a page of a tree, not a blob")
-        layout = self._layouts([digest])[digest]
-        if layout is not None:
-            with self._packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
-                rows = decode_layout(layout).files
-                self.size_bytes = sum(extent.length for extent in rows[0]) if rows else 0
-                del rows
-        self.files = 1
-        entry = TreeEntry(b"", EntryType.FILE, 0, self.size_bytes, digest)
-        yield from self._object_units(digest, [entry], layout)
-        if self._gaps.count:
-            raise self._gaps.error(f"blob {digest}")
-
-    def _object_units(self, digest: bytes, entries: Sequence[TreeEntry], data: bytes | None) -> Iterator[Unit]:
-        if data is None:
-            self._gaps.add(digest)
-            return
-        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
-            for unit in self._layout_units(digest, entries, data):
-                with self._changed:
-                    self._running += 1
-                yield unit
-            if is_counted(ObjectKind.LAYOUT, len(data)):
-                # Other threads are still at units that hold the layout; they finish without drawing another.
-                with self._changed:
-                    self._changed.wait_for(lambda: not self._running)
-
-    def _layout_units(self, digest: bytes, entries: Sequence[TreeEntry], data: bytes) -> Iterator[Unit]:
-        found = self._locate(data)
-        if found is None:
-            return
-        layout, locations = found
-        key = page_proof_key(digest, data)
-        if self._packs.index.memo_has([key])[0]:
-            if digest in self._brought and not self._has(ObjectKind.LAYOUT, [digest])[0]:
-                self.proven.append((digest, self._brought[digest]))
-            return
-        # Once something is missing, hashing the rest is wasted; what else is missing is still gathered.
-        if self._gaps.count:
-            return
-        check_chunk_lengths(layout, locations)
-        verify_layout_fits(layout, entries)
-        self.keys.append(key)
-        if digest in self._brought:
-            self.proven.append((digest, self._brought[digest]))
-        self._allowed_bytes += sum(length for _, length in layout.chunks)
-        for unit in plan_units(entries, layout, locations):
-            # LIMIT: processor time; the layout of a few kilobytes can repeat a chunk for terabytes.
-            self._allowed_bytes -= hashed_bytes(unit)
-            if self._allowed_bytes < 0:
-                raise TooLarge(
-                    f"the files repeat their chunks for more than {PROOF_REPEATED_MAX_BYTES} bytes",
-                    limit=PROOF_REPEATED_MAX_BYTES,
-                )
-            yield unit
-
-    def _layouts(self, digests: Sequence[bytes]) -> dict[bytes, bytes | None]:
-        """For each page or blob its layout: the proven one, else the one that this push brought."""
-        packs = self._packs
-        known = self._has(ObjectKind.LAYOUT, digests)
-        proven = [digest for digest, has in zip(digests, known, strict=True) if has]
-        found: dict[bytes, bytes | None] = dict.fromkeys(digests)
-        found.update(zip(proven, packs.read_objects(ObjectKind.LAYOUT, proven), strict=True))
-        waiting = sorted(
-            (
-                (digest, self._brought[digest])
-                for digest in digests
-                if found[digest] is None and digest in self._brought
-            ),
-            key=lambda item: item[1][:2],
-        )
-        for (digest, _), data in zip(waiting, packs.read_located(ObjectKind.LAYOUT, waiting), strict=True):
-            found[digest] = data
-        return found
-
-    def _look(self, digest: bytes, data: bytes | None) -> None:
-        """Note what a page lacks that is not going to be proven."""
-        if data is None:
-            self._gaps.add(digest)
-            return
-        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
-            self._locate(data)
-
-    def _locate(self, data: bytes) -> tuple[Layout, list[Location]] | None:
-        layout = decode_layout(data)
-        ids = [id for id, _ in layout.chunks]
-        locations = self._find(ObjectKind.CHUNK, ids)
-        for id, location in zip(ids, locations, strict=True):
-            if location is None:
-                self._gaps.add(id)
-        there = [location for location in locations if location is not None]
-        return (layout, there) if len(there) == len(ids) else None

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from casstore.clock import Clock
+from casstore.engine.file_runs import PushRuns, RunsRoom
 from casstore.errors import LeaseLost, Overloaded, RequestInProgress
 from casstore.ids import PackId, PushId
 from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_EACH_MAX, PUSH_SESSIONS_MAX
@@ -33,7 +34,7 @@ _RETRY_AFTER_S: Final = 5
 class _Session:
     """One push.  Guarded by the lock of :class:`PushSessions`."""
 
-    __slots__ = ("asked", "by", "expires_ms", "in_flight", "layouts")
+    __slots__ = ("asked", "by", "expires_ms", "in_flight", "layouts", "runs")
 
     def __init__(self, by: str) -> None:
         self.by = by
@@ -41,6 +42,7 @@ class _Session:
         self.asked = False
         self.in_flight: set[PackId] = set()
         self.layouts: dict[bytes, Location] = {}
+        self.runs: PushRuns | None = None
 
 
 class PushSessions:
@@ -58,6 +60,7 @@ class PushSessions:
         """How many layouts wait, by principal."""
         self._pushes: Counter[str] = Counter()
         """How many pushes hold a lease, by principal."""
+        self._runs = RunsRoom()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -148,6 +151,32 @@ class PushSessions:
                     session.layouts.pop(digest, None)
                 self._count(self._layouts, session.by, len(session.layouts) - before)
 
+    def begin_runs(self, push: PushId) -> PushRuns | None:
+        """Where files are hashed that a pack of this push completes; None if the push is not known."""
+        with self._lock:
+            session = self._live(push)
+            if session is None:
+                return None
+            if session.runs is None:
+                session.runs = PushRuns(self._runs)
+            return session.runs
+
+    def runs(self, push: PushId) -> PushRuns | None:
+        """What was hashed on the way in, if anything was."""
+        with self._lock:
+            session = self._live(push)
+            return None if session is None else session.runs
+
+    def forget_runs(self, push: PushId) -> None:
+        """Drop what was hashed on the way in: the memo knows it now."""
+        with self._lock:
+            session = self._sessions.get(push)
+            runs = None if session is None else session.runs
+            if session is not None:
+                session.runs = None
+        if runs is not None:
+            runs.close()
+
     def asked(self, push: PushId) -> bool:
         """Whether this push asked what is missing, in the lease that it holds now."""
         with self._lock:
@@ -188,6 +217,8 @@ class PushSessions:
 
     def _drop(self, push: PushId) -> None:
         session = self._sessions.pop(push)
+        if session.runs is not None:
+            session.runs.close()
         self._count(self._pushes, session.by, -1)
         self._count(self._layouts, session.by, -len(session.layouts))
 

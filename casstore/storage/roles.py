@@ -162,6 +162,15 @@ class Move(NamedTuple):
     new: Location
 
 
+class FileProof(NamedTuple):
+    """Says that some files reassemble: all of one large file, or those that lie side by side in one chunk."""
+
+    chunk: bytes
+    """The chunk, or the file's first one: with it the proof is forgotten."""
+    key: bytes
+    """32 bytes that stand for the files and for where their bytes lie."""
+
+
 class PackUsage(NamedTuple):
     """What of a pack rows point to, frame headers included, in bytes; the rest of it is dead."""
 
@@ -242,6 +251,14 @@ class ChunkIndex(Protocol):
         """Forget that something was proven.  Durable when this returns."""
         ...
 
+    def files_have(self, proofs: Sequence[FileProof]) -> list[bool]:
+        """For each proof whether :meth:`files_add` recorded it."""
+        ...
+
+    def files_add(self, proofs: Sequence[FileProof]) -> None:
+        """Remember that files were proven, as long as their chunk is known.  Durable when this returns."""
+        ...
+
     # --- collection.  Everything below that writes is one transaction, durable when it returns, and raises OutcomeUnknown
     # --- or StoreFull as add_pack does.
 
@@ -265,7 +282,8 @@ class ChunkIndex(Protocol):
         ...
 
     def drop(self, rows: Sequence[CondemnedRow]) -> int:
-        """Forget those of ``rows`` that are still condemned exactly so; returns how many."""
+        """Forget those of ``rows`` that are still condemned exactly so, and which files of theirs were proven; returns
+        how many."""
         ...
 
     def restart_grace(self, at_ms: int) -> None:

@@ -93,6 +93,7 @@ from casstore.wire.pointers import (
     Submitted,
     WasLive,
 )
+from casstore.wire.runs import BundleRun, FileRun, Runs, decode_runs, encode_runs
 
 __all__ = [
     "HEADER_IDEMPOTENCY",
@@ -110,6 +111,7 @@ __all__ = [
     "Answer",
     "Artifact",
     "ArtifactList",
+    "BundleRun",
     "ChunkAt",
     "Chunking",
     "CommitRequest",
@@ -121,6 +123,7 @@ __all__ = [
     "EntryProof",
     "Envelope",
     "EnvelopeSignature",
+    "FileRun",
     "Finding",
     "FsckReport",
     "History",
@@ -145,6 +148,7 @@ __all__ = [
     "RollbackRequest",
     "RollbackTarget",
     "RollbackTo",
+    "Runs",
     "ServerConfig",
     "Skipped",
     "SnapshotInfo",
@@ -158,9 +162,11 @@ __all__ = [
     "WasLive",
     "decode_bitmap",
     "decode_json",
+    "decode_runs",
     "encode_bitmap",
     "encode_json",
     "encode_page_record",
+    "encode_runs",
     "format_ago",
     "format_time",
     "parse_time",

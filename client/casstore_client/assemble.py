@@ -27,11 +27,24 @@ _Row: TypeAlias = list[tuple[ChunkId, int, int, int]]
 """A file's extents: (chunk, plain length of the chunk, offset, length); empty until known."""
 
 
+class FilePlace(NamedTuple):
+    """Where in a large file a chunk lies: the server hashes the file while its chunks come in."""
+
+    file: int
+    """Its number in this push."""
+    ordinal: int
+    last: bool
+
+
 class NewChunk(NamedTuple):
     """A chunk that this push had not met before."""
 
     id: ChunkId
     data: bytes
+    lengths: Sequence[int] = ()
+    """Of a bundle: those of its files, in bytes."""
+    place: FilePlace | None = None
+    """Of a chunk of a large file, unless an earlier chunk of the file is not sent."""
 
 
 class SealedPage(NamedTuple):
@@ -64,6 +77,24 @@ class Totals:
         """Plain bytes of the distinct chunks."""
 
 
+class _LargeFiles:
+    """Numbers large files, and the chunks of each, as far as all of them are new."""
+
+    def __init__(self) -> None:
+        self._file = 0
+        self._next: int | None = 0
+
+    def place(self, new: bool, last: bool) -> FilePlace | None:
+        """The place of the next chunk of the file at hand."""
+        ordinal = self._next
+        found = None if ordinal is None or not new else FilePlace(self._file, ordinal, last)
+        self._next = None if found is None else found.ordinal + 1
+        if last:
+            self._file += 1
+            self._next = 0
+        return found
+
+
 class TreeAssembler:
     """Builds one tree.
 
@@ -80,6 +111,7 @@ class TreeAssembler:
         self._pages = PageCutter()
         self._rows: list[_Row] = []  # of the page that is being filled
         self._large: _Row = []  # of the large file that is being read
+        self._places = _LargeFiles()
         self._waiting: list[tuple[BuiltPage, list[_Row]]] = []
         self._refs: list[PageRef] = []
         self._out = Assembled([], [], 0)
@@ -100,7 +132,7 @@ class TreeAssembler:
 
     def add_window(self, scanned: Scanned, window: Window) -> Assembled:
         """Take the next run of a large file; the entry follows with the last one."""
-        self._add_chunks(self._large, window.chunks)
+        self._add_chunks(self._large, window.chunks, window.digest is not None)
         if window.digest is not None:
             self._add_entry(_file_entry(scanned, window.digest), self._large)
             self._large = []
@@ -118,7 +150,7 @@ class TreeAssembler:
         scanned, digest, data, chunks = item
         row: _Row = []
         if chunks:
-            self._add_chunks(row, chunks)
+            self._add_chunks(row, chunks, True)
         elif data:
             before, after = self._bundles.add(digest, len(data))
             if before:
@@ -146,12 +178,22 @@ class TreeAssembler:
         if page is not None:
             self._add_page(page)
 
-    def _add_chunks(self, row: _Row, chunks: Sequence[CutChunk]) -> None:
-        for chunk, length, data in chunks:
+    def _add_chunks(self, row: _Row, chunks: Sequence[CutChunk], final: bool) -> None:
+        end = len(chunks) - 1
+        for number, (chunk, length, data) in enumerate(chunks):
             row.append((chunk, length, 0, length))
-            self._offer(chunk, length, data)
+            place = self._places.place(chunk not in self._seen, final and number == end)
+            self._offer(chunk, length, data, place=place)
 
-    def _offer(self, chunk: ChunkId, length: int, data: bytes | None) -> None:
+    def _offer(
+        self,
+        chunk: ChunkId,
+        length: int,
+        data: bytes | None,
+        *,
+        lengths: Sequence[int] = (),
+        place: FilePlace | None = None,
+    ) -> None:
         if chunk in self._seen:
             self._spent += length
             return
@@ -160,7 +202,7 @@ class TreeAssembler:
         self._seen.add(chunk)
         self.totals.chunks += 1
         self.totals.chunk_bytes += length
-        self._out.chunks.append(NewChunk(chunk, data))
+        self._out.chunks.append(NewChunk(chunk, data, lengths, place))
 
     def _close_bundle(self) -> None:
         bundle = self._bundle
@@ -174,7 +216,7 @@ class TreeAssembler:
             row.append((chunk, size, offset, len(part)))
             offset += len(part)
         self._bundle = []
-        self._offer(chunk, size, data)
+        self._offer(chunk, size, data, lengths=[len(part) for _, part in bundle])
         waiting, self._waiting = self._waiting, []
         for page, rows in waiting:
             self._seal(page, rows)
@@ -211,13 +253,17 @@ class BlobAssembler:
         self.totals = Totals()
         self._seen = seen
         self._row: _Row = []
+        self._places = _LargeFiles()
 
     def add_window(self, window: Window) -> Assembled:
         """Take the next run of the content."""
         new: list[NewChunk] = []
         spent = 0
-        for chunk, length, data in window.chunks:
+        end = len(window.chunks) - 1
+        for number, (chunk, length, data) in enumerate(window.chunks):
             self._row.append((chunk, length, 0, length))
+            last = window.digest is not None and number == end
+            place = self._places.place(chunk not in self._seen, last)
             if chunk in self._seen:
                 spent += length
                 continue
@@ -225,7 +271,7 @@ class BlobAssembler:
             self._seen.add(chunk)
             self.totals.chunks += 1
             self.totals.chunk_bytes += length
-            new.append(NewChunk(chunk, data))
+            new.append(NewChunk(chunk, data, (), place))
         self.totals.bytes += window.bytes
         return Assembled(new, [], spent)
 

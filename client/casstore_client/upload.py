@@ -22,7 +22,18 @@ from typing import Final, NamedTuple, TypeAlias
 from casstore.formats.pack import ObjectKind, PackEncoder, seal_frame
 from casstore.ids import PackId, PushId
 from casstore.limits import MIB, MISSING_IDS_MAX, PACK_TARGET_BYTES
-from casstore.wire import MEDIA_IDS, MEDIA_JSON, MEDIA_PACK, PackStored, decode_bitmap
+from casstore.wire import (
+    MEDIA_IDS,
+    MEDIA_JSON,
+    MEDIA_PACK,
+    BundleRun,
+    FileRun,
+    PackStored,
+    Runs,
+    decode_bitmap,
+    encode_runs,
+)
+from casstore.wire.runs import LENGTH_MAX_BYTES
 from casstore_client.assemble import NewChunk, SealedPage
 from casstore_client.errors import ProtocolError
 from casstore_client.transport import Transport, decode_answer
@@ -47,6 +58,34 @@ class Sealed(NamedTuple):
     parts: list[bytes]
     size: int
     frames: int
+    runs: bytes
+    """What the server is told in front of it: which pieces of its chunks are files."""
+
+
+class _RunsBuilder:
+    """Gathers the file runs of a pack."""
+
+    def __init__(self) -> None:
+        self._bundles: list[BundleRun] = []
+        self._places: list[tuple[int, int, bool, bytes]] = []
+
+    def add(self, chunk: NewChunk) -> None:
+        if chunk.lengths and max(chunk.lengths) <= LENGTH_MAX_BYTES:
+            self._bundles.append(BundleRun(chunk.id, chunk.lengths))
+        elif chunk.place is not None:
+            self._places.append((*chunk.place, chunk.id))
+
+    def encode(self) -> bytes:
+        files: list[FileRun] = []
+        chunks: list[bytes] = []
+        for file, ordinal, last, chunk in sorted(self._places):
+            run = files[-1] if files else None
+            if run is None or run.last or run.file != file or run.ordinal + len(chunks) != ordinal:
+                chunks = []
+                files.append(FileRun(file, ordinal, last, chunks))
+            chunks.append(chunk)
+            files[-1] = files[-1]._replace(last=last)
+        return encode_runs(Runs(self._bundles, files))
 
 
 class PackBuilder:
@@ -59,11 +98,18 @@ class PackBuilder:
         self._lock = threading.Lock()
         self._encoder: PackEncoder | None = None
         self._parts: list[bytes] = []
+        self._runs = _RunsBuilder()
         self.objects = 0
         """How many objects were put in, over all packs."""
 
-    def put(self, objects: Sequence[Object]) -> list[Sealed]:
-        """Compress objects and put them into packs; returns the packs that became full."""
+    def put(self, objects: Sequence[Object], chunks: Sequence[NewChunk] = ()) -> list[Sealed]:
+        """Compress objects and put them into packs; returns the packs that became full.
+
+        Args:
+            objects: what goes in.
+            chunks: those of them of which the server is told which files they hold.
+        """
+        runs: dict[bytes, NewChunk] = {chunk.id: chunk for chunk in chunks}
         squeezed = [
             (kind, object_id, *seal_frame(kind, object_id, plain), len(plain)) for kind, object_id, plain in objects
         ]
@@ -79,6 +125,8 @@ class PackBuilder:
                     encoder = self._encoder = PackEncoder(PackId(os.urandom(16)))
                     self._parts = [encoder.header()]
                 self._parts.append(encoder.add(kind, object_id, codec, stored, plain_length))
+                if kind is ObjectKind.CHUNK and object_id in runs:
+                    self._runs.add(runs[object_id])
                 if encoder.size >= PACK_TARGET_BYTES:
                     full.append(self._seal(encoder))
         return full
@@ -90,8 +138,8 @@ class PackBuilder:
 
     def _seal(self, encoder: PackEncoder) -> Sealed:
         self._parts.append(encoder.finish())
-        sealed = Sealed(encoder.pack, self._parts, encoder.size, len(encoder.frames))
-        self._encoder, self._parts = None, []
+        sealed = Sealed(encoder.pack, self._parts, encoder.size, len(encoder.frames), self._runs.encode())
+        self._encoder, self._parts, self._runs = None, [], _RunsBuilder()
         return sealed
 
 
@@ -141,6 +189,7 @@ class Uploader:
         self._held_back: list[Sealed] = []
         self._slots = asyncio.Semaphore(UPLOADS_MAX)
         self._page_turn = asyncio.Semaphore(2)
+        self._broken: set[int] = set()  # large files of which a chunk is not sent
         self._chunks: list[NewChunk] = []
         self._chunk_bytes = 0
         self._pages: list[SealedPage] = []
@@ -173,7 +222,7 @@ class Uploader:
         If nothing at all was missing, ``last`` is held back: see :attr:`held_back`.
         """
         nothing_missing = self._asked and self.builder.objects == 0
-        sealed = [*await self._workers.run(self.builder.put, last), *self.builder.finish()]
+        sealed = [*await self._workers.run(self.builder.put, last, ()), *self.builder.finish()]
         if nothing_missing:
             self._held_back = sealed
             return
@@ -229,6 +278,9 @@ class Uploader:
 
     async def _send_chunks(self, chunks: list[NewChunk]) -> None:
         flags = await self.missing("chunk", [chunk.id for chunk in chunks])
+        self._broken.update(
+            chunk.place.file for chunk, flag in zip(chunks, flags, strict=True) if not flag and chunk.place is not None
+        )
         present = sum(len(chunk.data) for chunk, flag in zip(chunks, flags, strict=True) if not flag)
         self._budget.release(present)
         group: list[NewChunk] = []
@@ -246,7 +298,8 @@ class Uploader:
             self._work.create_task(self._pack_chunks(group, size))
 
     async def _pack_chunks(self, chunks: Sequence[NewChunk], size: int) -> None:
-        await self._pack([(ObjectKind.CHUNK, chunk.id, chunk.data) for chunk in chunks])
+        told = [chunk for chunk in chunks if chunk.place is None or chunk.place.file not in self._broken]
+        await self._pack([(ObjectKind.CHUNK, chunk.id, chunk.data) for chunk in chunks], told)
         self._budget.release(size)
 
     async def _send_pages(self, pages: list[SealedPage]) -> None:
@@ -263,8 +316,8 @@ class Uploader:
         finally:
             self._page_turn.release()
 
-    async def _pack(self, objects: Sequence[Object]) -> None:
-        for sealed in await self._workers.run(self.builder.put, objects):
+    async def _pack(self, objects: Sequence[Object], chunks: Sequence[NewChunk] = ()) -> None:
+        for sealed in await self._workers.run(self.builder.put, objects, chunks):
             await self._start_upload(sealed)
 
     async def _start_upload(self, sealed: Sealed) -> None:
@@ -279,8 +332,8 @@ class Uploader:
                 f"/v1/pushes/{self._push}/packs",
                 step="packs",
                 media=MEDIA_JSON,
-                params={"pack": str(sealed.pack)},
-                body=sealed.parts,
+                params={"pack": str(sealed.pack)} | ({"runs": str(len(sealed.runs))} if sealed.runs else {}),
+                body=[sealed.runs, *sealed.parts] if sealed.runs else sealed.parts,
                 body_media=MEDIA_PACK,
                 repeatable=True,
                 timeout_s=UPLOAD_TIMEOUT_S,

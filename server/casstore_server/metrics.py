@@ -75,6 +75,9 @@ class Metrics:
         self.received = Counter("casstore_http_received_bytes", "Bytes of request bodies.", registry=self.registry)
         self.sent = Counter("casstore_http_sent_bytes", "Bytes of answer bodies.", registry=self.registry)
         self.pushes = Counter("casstore_pushes", "Pushes committed.", registry=self.registry)
+        self.proof_read = Counter(
+            "casstore_proof_read_bytes", "Plain bytes that commits had to read.", registry=self.registry
+        )
         self.packs = Counter("casstore_packs_stored", "Packs taken in.", registry=self.registry)
         self.entries = Counter("casstore_entries", "Entries committed, by type.", ["type"], registry=self.registry)
         self.registry.register(_Live(depths, log))

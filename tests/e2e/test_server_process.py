@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from casstore.config import ServerSettings
 from casstore.errors import ConfigurationError, StoreBusy
 from casstore.wire import MEDIA_PACK
+from casstore_client import Client
 from casstore_server.settings import Bounds
 from tests.support.acting import Signer, push
 from tests.support.server import ROOT, Http, Running, ServerProcess, make_store, run_in_thread
@@ -238,3 +239,20 @@ def test_nothing_blocks_the_loop(tmp_path: Path) -> None:
     assert set(statuses) == {200, 201}
     failures: list[Any] = [line for line in server.log_lines() if line.get("exception")]
     assert failures == []
+
+
+def test_a_commit_reads_nothing_that_came_in_with_its_push(server: Running, tmp_path: Path) -> None:
+    """Small files in bundles, files of many chunks, several packs: all of it was hashed on the way in."""
+    top = tmp_path / "tree"
+    top.mkdir()
+    for number in range(300):
+        (top / f"small{number}").write_bytes(os.urandom(number * 3))
+    for number in range(3):
+        (top / f"large{number}").write_bytes(os.urandom(9_000_000 + number))
+    with Client(server.url, token=server.created.token.secret) as client:
+        client.push(top)
+        assert samples(server)["casstore_proof_read_bytes_total", frozenset()] == 0
+        (top / "large1").write_bytes(b"changed" + (top / "large1").read_bytes())
+        client.push(top)
+    # Of the changed file some chunks were there, so it was put together from what is stored; the others were proven before.
+    assert 9_000_000 <= samples(server)["casstore_proof_read_bytes_total", frozenset()] < 10_000_000

@@ -18,7 +18,7 @@ from casstore.ids import PackId
 from casstore.storage.local.files import Files
 from casstore.storage.local.index import LocalChunkIndex
 from casstore.storage.memory import MemoryChunkIndex
-from casstore.storage.roles import FrameRow, PackRecord
+from casstore.storage.roles import FileProof, FrameRow, PackRecord
 
 PACK = PackId(b"\xab" * 16)
 
@@ -42,6 +42,7 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
     index.add_pack(PackRecord(PackId(bytes(16)), 1, 0), [])
     index.add_pack(PackRecord(PACK, 1 << 33, 1), [FrameRow(ObjectKind.LAYOUT, id_of(1), 24, 300, 4000)])
     index.memo_add([id_of(2)])
+    index.files_add([FileProof(id_of(3), id_of(4))])
     index.condemn(ObjectKind.LAYOUT, [id_of(1)], at_ms=1 << 40, mark=7)
     index.retire_pack(PackId(bytes(16)), at_ms=1 << 41)
     index.write_note("gc", b"state")
@@ -58,6 +59,7 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
         "packs": [(PACK, struct.pack(">IQI", 2, 1 << 33, 1))],
         "pack-numbers": [(struct.pack(">I", 1), bytes(16)), (struct.pack(">I", 2), PACK)],
         "memo": [(id_of(2), b"")],
+        "file-memo": [(id_of(3)[:16] + id_of(4), b"")],
         "condemned": [(b"\x04" + id_of(1), struct.pack(">IIIIQI", 2, 24, 300, 4000, 1 << 40, 7))],
         "quarantine": [],
         "retired": [(bytes(16), struct.pack(">IQIQ", 1, 1, 0, 1 << 41))],

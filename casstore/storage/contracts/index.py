@@ -10,7 +10,7 @@ from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.contracts.expect import raises, run_threads
 from casstore.storage.contracts.packs import pack_id
-from casstore.storage.roles import ChunkIndex, FrameRow, Location, Move, PackRecord, PackUsage
+from casstore.storage.roles import ChunkIndex, FileProof, FrameRow, Location, Move, PackRecord, PackUsage
 
 
 def object_id(number: int) -> bytes:
@@ -341,6 +341,25 @@ class ChunkIndexContract(ABC):
         assert index.locate(ObjectKind.CHUNK, [object_id(0), object_id(8)]) == [
             Location(pack_id(1), 0, 1, 1), Location(pack_id(3), 800, 9, 17),
         ]  # fmt: skip
+        index.close()
+
+    def test_proofs_of_files_go_with_their_chunk(self) -> None:
+        """What remembers millions of files must not outlive them, nor say yes to others."""
+        index = self.make()
+        add(index, pack_id(1), range(3))
+        proofs = [FileProof(object_id(chunk), object_id(key)) for chunk in range(3) for key in (50, 51)]
+        index.files_add([])
+        index.files_add([*proofs[:5], proofs[0]])
+        assert index.files_have([*proofs, FileProof(object_id(50), object_id(0))]) == [True] * 5 + [False] * 2
+        index.condemn(ObjectKind.CHUNK, [object_id(1), object_id(2)], at_ms=5, mark=1)
+        rows = index.condemned(limit=9)
+        index.revive([(ObjectKind.CHUNK, [object_id(2)])])
+        assert index.files_have(proofs) == [True] * 5 + [False]
+        index.drop(rows)
+        assert index.files_have(proofs) == [True, True, False, False, True, False]
+        assert index.memo_has([object_id(50)]) == [False]
+        with raises(ValueError):
+            index.files_add([FileProof(b"short", object_id(1))])
         index.close()
 
     def test_notes_and_the_memo_can_be_taken_back(self) -> None:

@@ -24,12 +24,13 @@ from casstore.storage.local.index_rows import (
     RETIRED,
     TABLES,
     check_id,
+    file_key,
     kind_key,
     rows_behind,
     sorted_ids,
 )
 from casstore.storage.local.lmdb_env import Database, create_environment
-from casstore.storage.roles import FrameRow, Location, PackRecord
+from casstore.storage.roles import FileProof, FrameRow, Location, PackRecord
 
 _DIRECTORY: Final = "index"
 
@@ -159,6 +160,24 @@ class LocalChunkIndex(CollectionTables):
         with self._environment.write() as transaction:
             for key in sorted_ids(keys):
                 transaction.delete(key, db=self._memo)
+
+    def files_have(self, proofs: Sequence[FileProof]) -> list[bool]:
+        """See the role."""
+        keys = [file_key(proof) for proof in proofs]
+        with self._environment.read() as transaction:
+            return [transaction.get(key, None, self._file_memo) is not None for key in keys]
+
+    def files_add(self, proofs: Sequence[FileProof]) -> None:
+        """See the role.
+
+        Raises:
+            OutcomeUnknown: the commit failed; the index is sealed.
+            StoreFull: no space is left; nothing was recorded.
+        """
+        rows = sorted({(file_key(proof), b"") for proof in proofs})
+        if rows:
+            with self._environment.write() as transaction, transaction.cursor(self._file_memo) as cursor:
+                cursor.putmulti(rows, overwrite=False)
 
     def close(self) -> None:
         """See the role."""

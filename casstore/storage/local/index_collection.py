@@ -18,6 +18,8 @@ from casstore.storage.local.files import Files
 from casstore.storage.local.index_rows import (
     CONDEMNED,
     CONDEMNED_TABLE,
+    FILE_MEMO,
+    FILE_PREFIX_BYTES,
     KINDS,
     NOTE_MAX_BYTES,
     NOTES,
@@ -65,6 +67,7 @@ class CollectionTables:
         self._quarantine = tables[QUARANTINE_TABLE]
         self._retired = tables[RETIRED_TABLE]
         self._notes = tables[NOTES]
+        self._file_memo = tables[FILE_MEMO]
         self._rows = RowReader(path, self._numbers)
         self._losses = 0
 
@@ -127,9 +130,18 @@ class CollectionTables:
                 value = transaction.get(key, None, self._condemned)
                 if value is not None and self._rows.condemned(transaction, key, value, packs) == row:
                     transaction.delete(key, db=self._condemned)
+                    if row.kind is ObjectKind.CHUNK:
+                        self._forget_files(transaction, row.id)
                     count += 1
             self._losses += bool(count)
         return count
+
+    def _forget_files(self, transaction: Transaction, chunk: bytes) -> None:
+        prefix = chunk[:FILE_PREFIX_BYTES]
+        with transaction.cursor(self._file_memo) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                found = cursor.delete()
 
     def restart_grace(self, at_ms: int) -> None:
         """See the role."""

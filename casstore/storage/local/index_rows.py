@@ -9,6 +9,7 @@ On disk (all numbers big-endian)::
     retired                                16-byte pack id → the row of packs ‖ u64 ms
     pack-numbers                           u32 pack number → 16-byte pack id
     memo                                   32-byte key → nothing
+    file-memo                              first 16 bytes of a chunk's id ‖ 32-byte key → nothing
     notes                                  name → bytes
 
     place = u32 pack number ‖ u32 offset ‖ u32 stored ‖ u32 plain
@@ -27,7 +28,7 @@ from casstore.errors import DamagedObject
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.lmdb_env import Database, Transaction
-from casstore.storage.roles import CondemnedRow, Location, PackRecord, QuarantinedRow
+from casstore.storage.roles import CondemnedRow, FileProof, Location, PackRecord, QuarantinedRow
 
 PLACE: Final = struct.Struct(">IIII")
 CONDEMNED: Final = struct.Struct(">IIIIQI")
@@ -36,6 +37,7 @@ PACK: Final = struct.Struct(">IQI")
 RETIRED: Final = struct.Struct(">IQIQ")
 NUMBER: Final = struct.Struct(">I")
 _ID_BYTES: Final = 32
+FILE_PREFIX_BYTES: Final = 16
 REASON_MAX_BYTES: Final = 400  # LIMIT: a sentence
 NOTE_MAX_BYTES: Final = 64 * 1024
 
@@ -43,11 +45,22 @@ KINDS: Final = {kind: kind.name.lower().encode("ascii") for kind in ObjectKind}
 PACKS: Final = b"packs"
 NUMBERS: Final = b"pack-numbers"
 MEMO: Final = b"memo"
+FILE_MEMO: Final = b"file-memo"
 CONDEMNED_TABLE: Final = b"condemned"
 QUARANTINE_TABLE: Final = b"quarantine"
 RETIRED_TABLE: Final = b"retired"
 NOTES: Final = b"notes"
-TABLES: Final = [*KINDS.values(), PACKS, NUMBERS, MEMO, CONDEMNED_TABLE, QUARANTINE_TABLE, RETIRED_TABLE, NOTES]
+TABLES: Final = [
+    *KINDS.values(),
+    PACKS,
+    NUMBERS,
+    MEMO,
+    FILE_MEMO,
+    CONDEMNED_TABLE,
+    QUARANTINE_TABLE,
+    RETIRED_TABLE,
+    NOTES,
+]
 
 
 def check_id(key: bytes) -> None:
@@ -72,6 +85,13 @@ def kind_key(kind: ObjectKind, id: bytes) -> bytes:
     """The key of an object in a table of all kinds."""
     check_id(id)
     return bytes((kind,)) + id
+
+
+def file_key(proof: FileProof) -> bytes:
+    """The key of a proof of files."""
+    check_id(proof.chunk)
+    check_id(proof.key)
+    return proof.chunk[:FILE_PREFIX_BYTES] + proof.key
 
 
 def rows_behind(transaction: Transaction, database: Database, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:

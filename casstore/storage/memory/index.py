@@ -15,6 +15,7 @@ from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.roles import (
     CondemnedRow,
+    FileProof,
     FrameRow,
     Location,
     Move,
@@ -44,6 +45,7 @@ class MemoryChunkIndex:
         self._quarantined: dict[_Key, QuarantinedRow] = {}
         self._notes: dict[str, bytes] = {}
         self._memo: set[bytes] = set()
+        self._file_memo: set[FileProof] = set()
         self._losses = 0
         self._closed = False
 
@@ -124,6 +126,18 @@ class MemoryChunkIndex:
         with self._opened():
             self._memo.difference_update(keys)
 
+    def files_have(self, proofs: Sequence[FileProof]) -> list[bool]:
+        """See the role."""
+        _check_ids([id for proof in proofs for id in proof])
+        with self._opened():
+            return [proof in self._file_memo for proof in proofs]
+
+    def files_add(self, proofs: Sequence[FileProof]) -> None:
+        """See the role."""
+        _check_ids([id for proof in proofs for id in proof])
+        with self._opened():
+            self._file_memo.update(proofs)
+
     # --- collection --------------------------------------------------------------------------------------------------
 
     def condemn(self, kind: ObjectKind, ids: Sequence[bytes], *, at_ms: int, mark: int) -> int:
@@ -161,6 +175,8 @@ class MemoryChunkIndex:
     def drop(self, rows: Sequence[CondemnedRow]) -> int:
         """See the role."""
         with self._opened():
+            gone = {row.id for row in rows if row.kind is ObjectKind.CHUNK and self._condemned.get(row[:2]) == row}
+            self._file_memo = {proof for proof in self._file_memo if proof.chunk not in gone}
             count = _remove(self._condemned, rows)
             self._losses += bool(count)
             return count

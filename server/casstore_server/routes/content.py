@@ -67,16 +67,20 @@ async def receive_pack(request: web.Request) -> web.Response:
     identity = await demand(request, "content:push")
     context = context_of(request)
     push = PushId.parse(request.match_info["id"])
-    pack = PackId.parse(Query(request, "pack").require("pack"))
+    query = Query(request, "pack", "runs")
+    pack = PackId.parse(query.require("pack"))
+    runs_size = query.number("runs") or 0
     demand_media_type(request, MEDIA_PACK)
-    limit = min(PACK_SIZE_MAX_BYTES, context.settings.limits.pack_size_bytes)
+    limit = min(PACK_SIZE_MAX_BYTES, context.settings.limits.pack_size_bytes) + runs_size
     demand_size(request, limit)
     # LIMIT: memory and processor time; the client waits and sends again.
     if context.uploads >= context.bounds.uploads_max:
         raise Overloaded(f"{context.uploads} packs are being taken in already", retry_after_s=1)
     context.uploads += 1
     try:
-        ingest = await context.bridge.work(context.store.pushes.begin_pack, push, pack, by=identity.principal)
+        ingest = await context.bridge.work(
+            context.store.pushes.begin_pack, push, pack, by=identity.principal, runs_size=runs_size
+        )
         stored = await _take_in(request, ingest, limit)
     finally:
         context.uploads -= 1
@@ -117,6 +121,7 @@ async def commit_push(request: web.Request) -> web.Response:
         store.pushes.prove, push, body, pool=bridge.provers.executor, width=context.bounds.worker_threads
     )
     if isinstance(artifact, Proof):
+        context.metrics.proof_read.inc(artifact.read_bytes)
         remembered = await bridge.write_index(store.pushes.remember, artifact)
         artifact = await bridge.write_ledger(store.pushes.record, remembered, by=identity.principal)
         context.metrics.pushes.inc()
