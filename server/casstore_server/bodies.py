@@ -105,9 +105,15 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body.
 
     Raises:
+        Overloaded: too many bytes of other requests are held.
         TooLarge, TooSlow, ClientGone: see :func:`stream_body`.
     """
-    return b"".join([piece async for piece in stream_body(request, limit)])
+    bodies = context_of(request).bodies
+    pieces: list[bytes] = []
+    async for piece in stream_body(request, limit):
+        bodies.take(request, len(piece))
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def read_json(request: web.Request, kind: type[T]) -> T:

@@ -23,6 +23,7 @@ from casstore.wire import HEADER_REQUEST_ID
 from casstore_server.bodies import ClientGone, linger
 from casstore_server.context import PRINCIPAL, REQUEST_ID, context_of
 from casstore_server.errors import TooSlow, respond_problem, status_of
+from casstore_server.gate import CONNECTION
 from casstore_server.responses import abort, send_whole
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -44,6 +45,7 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await _answer(request, handler, outcome)
     finally:
+        context.bodies.give_back(request)
         seconds = time.perf_counter() - began
         route, method = _route_of(request), request.method if request.method in _METHODS else "OTHER"
         context.metrics.requests.labels(method, route, str(outcome.status)).inc()
@@ -77,7 +79,10 @@ class _Outcome:
 
 
 async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> web.StreamResponse:
+    gate = context_of(request).gate
     try:
+        if gate.must_refuse(request.get(CONNECTION), request.path):
+            raise gate.refuse()
         response = await handler(request)
         if isinstance(response, web.Response):
             response = await send_whole(request, response)
@@ -92,7 +97,7 @@ async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> 
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except CasstoreError as error:
-        if status_of(error) >= 500 and not error.retryable:
+        if status_of(error) == 500:  # the others are states of the store or of the disk, which have an end
             outcome.fault = traceback.format_exc()
         response = _refuse(request, error, None, outcome)
     except TooSlow as error:

@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import structlog
 from aiohttp import web
 
 from casstore.clock import Clock
@@ -38,9 +39,19 @@ from casstore_server.app import build_app
 from casstore_server.bridge import Bridge
 from casstore_server.context import Context
 from casstore_server.descriptors import Descriptors
+from casstore_server.disk import Disk
+from casstore_server.gate import Gate, open_listeners
 from casstore_server.logs import ForwardHandler, LineWriter, open_log
 from casstore_server.metrics import LogGauge, Metrics
-from casstore_server.settings import BACKLOG, Bounds
+from casstore_server.settings import (
+    BACKLOG,
+    CONNECTIONS_SPARE,
+    DESCRIPTORS_KEPT,
+    METRICS_CONNECTIONS_MAX,
+    UPLOADS_SHARE,
+    Bounds,
+)
+from casstore_server.shares import Shares
 
 READ_BUFFER_BYTES = (
     256 * 1024
@@ -103,7 +114,7 @@ async def open_server(
         log, writer = open_log(log_to or sys.stderr)
         stack.push_async_callback(asyncio.to_thread, writer.close)
         stack.enter_context(_foreign_logs(writer))
-        store = await asyncio.to_thread(Store.open, directory, clock=clock)
+        store = await asyncio.to_thread(Store.open, directory, clock=clock, reserve_bytes=settings.disk_reserve_bytes)
         # ORDER: closed last of all that touches it; callbacks run in reverse.
         stack.push_async_callback(asyncio.to_thread, store.close)
         if confirm_clock:
@@ -126,7 +137,17 @@ async def open_server(
         stack.push_async_callback(bridge.close)
         descriptors = Descriptors()
         stack.callback(descriptors.close)
-        metrics = Metrics(depths=lambda: bridge.depths, log=lambda: _read_log_gauge(store))
+        gate = _make_gate(limits.connections, bounds, log)
+        disk = Disk(store.room, log)
+        await disk.look()
+        upload_shares = Shares(bounds.uploads_max, "packs", UPLOADS_SHARE)
+        metrics = Metrics(
+            depths=lambda: bridge.depths,
+            log=lambda: _read_log_gauge(store),
+            gate=gate,
+            disk=lambda: disk,
+            shared=lambda: bridge.refused + upload_shares.refused,
+        )
         context = Context(
             store=store,
             bridge=bridge,
@@ -134,19 +155,39 @@ async def open_server(
             bounds=bounds,
             metrics=metrics,
             descriptors=descriptors,
+            gate=gate,
+            disk=disk,
+            upload_shares=upload_shares,
             log=log,
             genesis_sha256=await asyncio.to_thread(_read_genesis, store),
         )
         stack.push_async_callback(_cancel, asyncio.create_task(_refresh_clock(context)))
-        url = await _listen(stack, build_app(context), settings.address, bounds, tls)
+        stack.push_async_callback(_cancel, asyncio.create_task(disk.watch(bounds.disk_look_s)))
+        url = await _listen(stack, build_app(context), settings.address, bounds, gate=gate, tls=tls)
         metrics_url: str | None = None
         if settings.metrics_address is not None:
-            metrics_url = await _listen(stack, metrics.build_app(), settings.metrics_address, bounds, None)
+            few = Gate(limit=METRICS_CONNECTIONS_MAX, spare=0, first_request_s=bounds.first_request_s)
+            metrics_url = await _listen(
+                stack, metrics.build_app(few), settings.metrics_address, bounds, gate=few, tls=None
+            )
         stack.callback(_begin_drain, context)
         log.info("listening", url=url, metrics=metrics_url, store=str(directory))
         if store.read_only is not None:
             log.error("the store is read-only", why=store.read_only)
         yield Server(context, url, metrics_url)
+
+
+def _make_gate(wanted: int, bounds: Bounds, log: structlog.typing.FilteringBoundLogger) -> Gate:
+    """The gate, with no more connections than there are descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, spare = wanted, CONNECTIONS_SPARE
+    if soft != resource.RLIM_INFINITY:
+        room = soft - min(DESCRIPTORS_KEPT, soft // 2)
+        spare = min(spare, room // 8)
+        limit = max(1, min(wanted, room - spare))
+    if limit < wanted:
+        log.warning("fewer connections than wanted", connections=limit, wanted=wanted, descriptors=soft)
+    return Gate(limit=limit, spare=spare, first_request_s=bounds.first_request_s)
 
 
 def _begin_drain(context: Context) -> None:
@@ -159,6 +200,8 @@ async def _listen(
     app: web.Application,
     address: Address,
     bounds: Bounds,
+    *,
+    gate: Gate,
     tls: ssl.SSLContext | None,
 ) -> str:
     runner = web.AppRunner(
@@ -173,11 +216,12 @@ async def _listen(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, address.host, address.port, ssl_context=tls, backlog=BACKLOG)
     try:
-        await site.start()
+        for listener in await open_listeners(gate, address.host, address.port):
+            await web.SockSite(runner, listener, ssl_context=tls, backlog=BACKLOG).start()
     except OSError as error:
         raise ConfigurationError(f"cannot listen on {address}: {error.strerror or error}") from error
+    stack.push_async_callback(_cancel, asyncio.create_task(gate.sweep()))
     host, port = runner.addresses[0][:2]
     return f"{'https' if tls else 'http'}://{Address(host, port)}"
 
@@ -301,7 +345,7 @@ def _bound_stop() -> None:
 
 def _raise_descriptor_limit() -> None:
     """As many connections as the machine allows, instead of the 1024 that shells hand out."""
-    # LIMIT: of connections; one that has no request under way is closed after KEEPALIVE_S, from its beginning on.
+    # LIMIT: of connections, see casstore_server.gate.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
