@@ -21,6 +21,7 @@ from casstore_server.holding import Bodies
 from casstore_server.metrics import Metrics
 from casstore_server.settings import Bounds
 from casstore_server.shares import Shares
+from casstore_server.turnstile import Turnstile
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +43,8 @@ class Context:
     """Bytes that wait for slow readers."""
     bodies: Bodies = field(default_factory=Bodies)
     """Bytes of requests that are being worked on."""
+    turnstile: Turnstile
+    """In front of every request."""
     upload_shares: Shares
     """Packs that are being taken in, by principal."""
     uploads: int = 0

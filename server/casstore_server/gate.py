@@ -37,7 +37,8 @@ ACCEPTS_AT_ONCE_MAX: Final = 64  # then the loop turns once: who is being served
 SWEEP_S: Final = 1.0
 RETRY_AFTER_MAX_S: Final = 5  # they came in one instant, and are sent away over this many seconds
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset and leaves nothing in TIME_WAIT
-_LIVE: Final = "/livez"
+LIVE: Final = "/livez"
+"""Answered whoever waits: it tells a supervisor whether to start the server anew."""
 
 CROWD: Final = "crowd"
 """Refused with 503, because too many are connected."""
@@ -201,9 +202,9 @@ class Gate:
             connection.since = asyncio.get_running_loop().time()
             self._idle[connection.fileno()] = connection
 
-    def must_refuse(self, connection: Connection | None, path: str) -> bool:
+    def must_refuse(self, connection: Connection | None) -> bool:
         """Whether a request is to be told that too many are connected; its connection must be closed then."""
-        return connection is not None and connection.crowded and len(self._all) > self.limit and path != _LIVE
+        return connection is not None and connection.crowded and len(self._all) > self.limit
 
     def refuse(self) -> Overloaded:
         """The error for such a request."""

@@ -37,13 +37,13 @@ class _Live(Collector):
         log: Callable[[], LogGauge],
         gate: Gate,
         disk: Callable[[], Disk],
-        shared: Callable[[], int],
+        refused: Callable[[], Mapping[str, int]],
     ) -> None:
         self._depths = depths
         self._log = log
         self._gate = gate
         self._disk = disk
-        self._shared = shared
+        self._refused = refused
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -71,7 +71,7 @@ class _Live(Collector):
         refused = CounterMetricFamily(
             "casstore_refused", "Connections and requests that were refused or closed, by reason.", labels=["reason"]
         )
-        for reason, count in {**self._gate.refused, "share": self._shared()}.items():
+        for reason, count in self._refused().items():
             refused.add_metric([reason], count)
         yield refused
 
@@ -90,7 +90,7 @@ class Metrics:
         log: the head of the log.
         gate: who is connected.
         disk: how full the disk is.
-        shared: how many were refused because their principal had its share.
+        refused: how many connections and requests were refused, by reason.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Metrics:
         log: Callable[[], LogGauge],
         gate: Gate,
         disk: Callable[[], Disk],
-        shared: Callable[[], int],
+        refused: Callable[[], Mapping[str, int]],
     ) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -124,7 +124,7 @@ class Metrics:
         )
         self.packs = Counter("casstore_packs_stored", "Packs taken in.", registry=self.registry)
         self.entries = Counter("casstore_entries", "Entries committed, by type.", ["type"], registry=self.registry)
-        self.registry.register(_Live(depths, log, gate, disk, shared))
+        self.registry.register(_Live(depths, log, gate, disk, refused))
 
     def build_app(self, gate: Gate) -> web.Application:
         """The application of the metrics listener: ``/metrics`` and nothing else.

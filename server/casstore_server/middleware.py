@@ -23,12 +23,14 @@ from casstore.wire import HEADER_REQUEST_ID
 from casstore_server.bodies import ClientGone, linger
 from casstore_server.context import PRINCIPAL, REQUEST_ID, context_of
 from casstore_server.errors import TooSlow, respond_problem, status_of
-from casstore_server.gate import CONNECTION
+from casstore_server.gate import CONNECTION, LIVE
 from casstore_server.responses import abort, send_whole
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_URGENT: Final = ("/v1/flips", "/v1/rollbacks", "/v1/pointers/")
+"""What moves a pointer: before all who only look."""
 STARTED: Final = web.RequestKey("casstore.started", bool)
 STATUS_CUT: Final = 499
 """What logs and metrics show for a request whose connection was cut or lost before its answer was whole."""
@@ -79,10 +81,12 @@ class _Outcome:
 
 
 async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> web.StreamResponse:
-    gate = context_of(request).gate
+    context = context_of(request)
     try:
-        if gate.must_refuse(request.get(CONNECTION), request.path):
-            raise gate.refuse()
+        if request.path != LIVE:
+            if context.gate.must_refuse(request.get(CONNECTION)):
+                raise context.gate.refuse()
+            await context.turnstile.enter(urgent=request.method == "POST" and request.path.startswith(_URGENT))
         response = await handler(request)
         if isinstance(response, web.Response):
             response = await send_whole(request, response)

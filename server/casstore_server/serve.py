@@ -52,6 +52,7 @@ from casstore_server.settings import (
     Bounds,
 )
 from casstore_server.shares import Shares
+from casstore_server.turnstile import Turnstile
 
 READ_BUFFER_BYTES = (
     256 * 1024
@@ -140,13 +141,19 @@ async def open_server(
         gate = _make_gate(limits.connections, bounds, log)
         disk = Disk(store.room, log)
         await disk.look()
+        # LIMIT: half of what the readers take, so that what is let in finds room with them.
+        turnstile = Turnstile(lambda: bridge.readers.depth <= limits.reader_queue // 2, bounds.turn_max_s)
         upload_shares = Shares(bounds.uploads_max, "packs", UPLOADS_SHARE)
         metrics = Metrics(
-            depths=lambda: bridge.depths,
+            depths=lambda: {**bridge.depths, "turnstile": turnstile.depth},
             log=lambda: _read_log_gauge(store),
             gate=gate,
             disk=lambda: disk,
-            shared=lambda: bridge.refused + upload_shares.refused,
+            refused=lambda: {
+                **gate.refused,
+                "share": bridge.refused + upload_shares.refused,
+                "turnstile": turnstile.refused,
+            },
         )
         context = Context(
             store=store,
@@ -157,6 +164,7 @@ async def open_server(
             descriptors=descriptors,
             gate=gate,
             disk=disk,
+            turnstile=turnstile,
             upload_shares=upload_shares,
             log=log,
             genesis_sha256=await asyncio.to_thread(_read_genesis, store),

@@ -26,6 +26,7 @@ class Bounds:
         body_rate_min_bytes_s: slowest average rate of a request body, in bytes a second, after ``body_timeout_s``.
         linger_s: how long a client may go on sending after its body was refused, so that it can read why, in seconds.
         first_request_s: how long a new connection may take until its first request is there, in seconds.
+        turn_max_s: how long a request may wait for its turn when thousands ask at once, in seconds.
         disk_look_s: how often the free space is looked at for the log and the metrics, in seconds.
         write_timeout_s: longest wait until a reader takes the next piece of an answer, in seconds.
         uploads_max: packs that are taken in at once; one holds at most about 4 MiB of memory beside its largest object.
@@ -37,6 +38,7 @@ class Bounds:
     body_rate_min_bytes_s: int = 1024
     linger_s: float = 1.0
     first_request_s: float = 20.0
+    turn_max_s: float = 5.0
     disk_look_s: float = 5.0
     write_timeout_s: float = 60.0
     uploads_max: int = 32
