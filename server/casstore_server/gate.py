@@ -23,7 +23,7 @@ import contextlib
 import random
 import socket
 import struct
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -31,10 +31,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from casstore.errors import Overloaded
+from casstore_server.fairloop import fair_selector
 
 IDLE_MIN_S: Final = 1.0  # one that was just answered may be about to ask again
 ACCEPTS_AT_ONCE_MAX: Final = 64  # then the loop turns once: who is being served does not wait for those who arrive
-SWEEP_S: Final = 1.0
+SWEEP_S: Final = 0.25
+YOUNG_S: Final = 0.5  # a connection is looked at first for so long, or until it asks
 RETRY_AFTER_MAX_S: Final = 5  # they came in one instant, and are sent away over this many seconds
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset and leaves nothing in TIME_WAIT
 LIVE: Final = "/livez"
@@ -56,8 +58,6 @@ class Connection(socket.socket):
     gate: Gate | None = None
     since: float = 0.0
     """When it was accepted, or its last request ended: seconds of the loop's clock."""
-    asked: bool = False
-    """Whether it has asked for anything yet."""
     crowded: bool = False
     """Whether it came when there was no room."""
 
@@ -98,16 +98,20 @@ class Gate:
         limit: how many are served at a time.
         spare: how many more are told to come again.
         first_request_s: how long a connection may take until it has asked for something, in seconds.
+
+    Threads: made and used in the event loop that it serves.
     """
 
     def __init__(self, *, limit: int, spare: int, first_request_s: float) -> None:
         self.limit = limit
         self._spare = spare
+        self._fair = fair_selector()
         self._first_request_s = first_request_s
         self._all: dict[int, Connection] = {}
         # Both in the order of time, so that the oldest are in front.
         self._silent: OrderedDict[int, Connection] = OrderedDict()
         self._idle: OrderedDict[int, Connection] = OrderedDict()
+        self._young: deque[Connection] = deque()
         self._accepted_now = 0
         self._refused: Counter[str] = Counter({CROWD: 0, RESET: 0, SILENT: 0, GAVE_WAY: 0})
 
@@ -151,7 +155,15 @@ class Gate:
         connection.gate = self
         connection.since = asyncio.get_running_loop().time()
         self._all[connection.fileno()] = self._silent[connection.fileno()] = connection
+        if self._fair is not None:
+            self._fair.put_first(connection.fileno())
+            self._young.append(connection)
         return True
+
+    def put_first(self, listener: Listener) -> None:
+        """Look at those who arrive before those who are there."""
+        if self._fair is not None:
+            self._fair.put_first(listener.fileno())
 
     def left(self, connection: Connection) -> None:
         """A connection is being closed."""
@@ -180,9 +192,17 @@ class Gate:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(SWEEP_S, self._first_request_s / 4))
-            limit = loop.time() - self._first_request_s
+            now = loop.time()
+            while self._young and self._young[0].since < now - YOUNG_S:
+                self._age(self._young.popleft())
+            limit = now - self._first_request_s
             while self._silent and (oldest := next(iter(self._silent.values()))).since < limit:
                 self._send_away(oldest, SILENT)
+
+    def _age(self, connection: Connection) -> None:
+        """It has been first for long enough: thousands that come together and ask together are no reason to wait for them."""
+        if self._fair is not None and self._silent.get(connection.fileno()) is connection:
+            self._fair.put_back(connection.fileno())
 
     # --- requests ------------------------------------------------------------------------------------------------------
 
@@ -191,8 +211,8 @@ class Gate:
         wrapped = None if request.transport is None else request.transport.get_extra_info("socket")
         connection = None if wrapped is None else self._all.get(wrapped.fileno())
         if connection is not None:
-            connection.asked = True
-            self._silent.pop(connection.fileno(), None)
+            if self._silent.pop(connection.fileno(), None) is not None and self._fair is not None:
+                self._fair.put_back(connection.fileno())
             self._idle.pop(connection.fileno(), None)
         return connection
 
@@ -256,5 +276,6 @@ async def open_listeners(gate: Gate, host: str, port: int) -> list[Listener]:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
             listeners.append(listener)
+            gate.put_first(listener)
         stack.pop_all()
     return listeners
