@@ -49,6 +49,8 @@ class Context:
     """Packs that are being taken in, by principal."""
     uploads: int = 0
     """Packs that are being taken in at this moment."""
+    lingering: int = 0
+    """Refused senders who are given a moment to read why."""
     checking: bool = False
     """Whether an fsck runs."""
     ready: bool = True

@@ -1,6 +1,7 @@
-"""How much of what is asked may lie in memory: request bodies that are read whole, all requests together.
+"""How much of what is asked may lie in memory: bodies that wait until someone wants them, and bodies that are read whole.
 
-Without this bound every connection could have a list of four megabytes of ids read, slowly, side by side.
+Without these bounds a thousand strangers who wait for their refusal would each have half a megabyte read, and every holder of
+a token could have lists of four megabytes read, slowly, side by side.
 
 Threads: event loop only.
 """
@@ -12,10 +13,14 @@ from typing import Final
 from aiohttp import web
 
 from casstore.errors import Overloaded
-from casstore.limits import MIB
+from casstore.limits import KIB, MIB
 
 BODIES_MAX_BYTES: Final = 64 * MIB  # LIMIT: sixteen of the largest, or many thousands of the usual few KiB
+# LIMIT: of bodies that have begun and that nobody has asked for yet, 256 KiB each: what one read of a socket brings.
+BODIES_WAITING_MAX: Final = 128
+SMALL_BODY_BYTES: Final = 8 * KIB  # not counted: a flip is not refused because others send packs
 _HELD: Final = web.RequestKey("casstore.held", int)
+_WAITS: Final = web.RequestKey("casstore.waits", bool)
 
 
 class Bodies:
@@ -28,6 +33,35 @@ class Bodies:
     def __init__(self, limit: int = BODIES_MAX_BYTES) -> None:
         self._limit = limit
         self.held = 0
+        self.waiting = 0
+        """Bodies that have begun, and that nobody has asked for."""
+
+    def arrive(self, request: web.Request) -> None:
+        """A request has begun: read no more of its body than came with the head, until it is wanted.
+
+        Raises:
+            Overloaded: too many bodies wait.
+        """
+        size = request.content_length
+        small = size is not None and size <= SMALL_BODY_BYTES
+        if request.content.is_eof() or request.transport is None or small:
+            return
+        if self.waiting >= BODIES_WAITING_MAX:
+            raise Overloaded(f"{self.waiting} bodies wait to be read: nothing was done, try again", retry_after_s=1)
+        request.transport.pause_reading()
+        self.waiting += 1
+        request[_WAITS] = True
+
+    def want(self, request: web.Request) -> None:
+        """From here on the body is read."""
+        self._stop_waiting(request)
+        if not request.content.is_eof():
+            request.protocol.resume_reading()
+
+    def _stop_waiting(self, request: web.Request) -> None:
+        if request.get(_WAITS):
+            self.waiting -= 1
+            request[_WAITS] = False
 
     def take(self, request: web.Request, size: int) -> None:
         """Count ``size`` more bytes of a request's body.
@@ -42,5 +76,6 @@ class Bodies:
 
     def give_back(self, request: web.Request) -> None:
         """The request has ended."""
+        self._stop_waiting(request)
         self.held -= request.get(_HELD, 0)
         request[_HELD] = 0

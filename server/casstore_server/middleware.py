@@ -86,6 +86,7 @@ async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> 
         if request.path != LIVE:
             if context.gate.must_refuse(request.get(CONNECTION)):
                 raise context.gate.refuse()
+            context.bodies.arrive(request)
             await context.turnstile.enter(urgent=request.method == "POST" and request.path.startswith(_URGENT))
         response = await handler(request)
         if isinstance(response, web.Response):
