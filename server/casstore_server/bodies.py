@@ -108,14 +108,20 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        Overloaded: too many bytes of other requests are held.
+        Overloaded, RateLimited: too many bytes of requests are held.
+        TooSlow: it took longer than ``whole_body_timeout_s``.
         TooLarge, TooSlow, ClientGone: see :func:`stream_body`.
     """
-    bodies = context_of(request).bodies
+    context = context_of(request)
     pieces: list[bytes] = []
-    async for piece in stream_body(request, limit):
-        bodies.take(request, len(piece))
-        pieces.append(piece)
+    try:
+        # LIMIT: what is held whole must not be held for an hour, however evenly it comes.
+        async with asyncio.timeout(context.bounds.whole_body_timeout_s):
+            async for piece in stream_body(request, limit):
+                context.bodies.take(request, len(piece))
+                pieces.append(piece)
+    except TimeoutError:
+        raise TooSlow(f"the body did not come within {context.bounds.whole_body_timeout_s:g} s") from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -8,18 +8,22 @@ Threads: event loop only.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from aiohttp import web
 
-from casstore.errors import Overloaded
+from casstore.errors import Overloaded, RateLimited
 from casstore.limits import KIB, MIB
+from casstore_server.shares import ANYONE, ASKING, SHARE
 
 BODIES_MAX_BYTES: Final = 64 * MIB  # LIMIT: sixteen of the largest, or many thousands of the usual few KiB
 # LIMIT: of bodies that have begun and that nobody has asked for yet, 256 KiB each: what one read of a socket brings.
 BODIES_WAITING_MAX: Final = 128
-SMALL_BODY_BYTES: Final = 8 * KIB  # not counted: a flip is not refused because others send packs
+# LIMIT: smaller ones are never refused, so that no sender of packs and lists keeps a flip out; the connections bound them.
+SMALL_BODY_BYTES: Final = 8 * KIB
 _HELD: Final = web.RequestKey("casstore.held", int)
+_WHOSE: Final = web.RequestKey("casstore.whose", str)
 _WAITS: Final = web.RequestKey("casstore.waits", bool)
 
 
@@ -32,6 +36,7 @@ class Bodies:
 
     def __init__(self, limit: int = BODIES_MAX_BYTES) -> None:
         self._limit = limit
+        self._by: Counter[str] = Counter()
         self.held = 0
         self.waiting = 0
         """Bodies that have begun, and that nobody has asked for."""
@@ -68,14 +73,30 @@ class Bodies:
 
         Raises:
             Overloaded: too many are held; the body must not be read further.
+            RateLimited: too many of this principal's.
         """
-        if self.held + size > self._limit:
-            raise Overloaded(f"{self.held} bytes of requests are being worked on: nothing was done", retry_after_s=1)
+        own, who = request.get(_HELD, 0) + size, ASKING.get() or ANYONE
+        if own > SMALL_BODY_BYTES:
+            if self.held + size > self._limit:
+                raise Overloaded(
+                    f"{self.held} bytes of requests are being worked on: nothing was done, try again", retry_after_s=1
+                )
+            if self._by[who] + size > self._limit * SHARE:
+                raise RateLimited(
+                    f"{self._by[who]} bytes of this principal's requests are being worked on: nothing was done, try again",
+                    retry_after_s=1,
+                )
         self.held += size
-        request[_HELD] = request.get(_HELD, 0) + size
+        self._by[who] += size
+        request[_HELD], request[_WHOSE] = own, who
 
     def give_back(self, request: web.Request) -> None:
         """The request has ended."""
         self._stop_waiting(request)
-        self.held -= request.get(_HELD, 0)
-        request[_HELD] = 0
+        held = request.get(_HELD, 0)
+        if held:
+            self.held -= held
+            self._by[request[_WHOSE]] -= held
+            if not self._by[request[_WHOSE]]:
+                del self._by[request[_WHOSE]]
+            request[_HELD] = 0

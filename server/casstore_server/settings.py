@@ -24,6 +24,7 @@ class Bounds:
     Args:
         body_timeout_s: longest wait for the next piece of a request body, in seconds.
         body_rate_min_bytes_s: slowest average rate of a request body, in bytes a second, after ``body_timeout_s``.
+        whole_body_timeout_s: how long a body may take that is read whole, such as JSON, in seconds.
         linger_s: how long a client may go on sending after its body was refused, so that it can read why, in seconds.
         first_request_s: how long a new connection may take until its first request is there, in seconds.
         turn_max_s: how long a request may wait for its turn when thousands ask at once, in seconds.
@@ -36,6 +37,7 @@ class Bounds:
 
     body_timeout_s: float = 30.0
     body_rate_min_bytes_s: int = 1024
+    whole_body_timeout_s: float = 120.0
     linger_s: float = 1.0
     first_request_s: float = 20.0
     turn_max_s: float = 5.0

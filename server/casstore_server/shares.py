@@ -20,6 +20,7 @@ ANYONE: Final = ""
 ASKING: Final[ContextVar[str | None]] = ContextVar("casstore.asking", default=None)
 """The principal of the request that is being answered; None until it is known."""
 RETRY_AFTER_MAX_S: Final = 3
+SHARE: Final = 0.5
 
 
 class Shares:
@@ -31,8 +32,8 @@ class Shares:
         share: how much of it one principal may have.
     """
 
-    def __init__(self, limit: int, what: str, share: float = 0.5) -> None:
-        # LIMIT: half, so that one that floods the server leaves as much to all others.
+    def __init__(self, limit: int, what: str, share: float = SHARE) -> None:
+        # LIMIT: half by default, so that one that floods the server leaves as much to all others.
         self._each = max(1, int(limit * share))
         self._what = what
         self._held: Counter[str] = Counter()

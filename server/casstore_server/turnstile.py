@@ -20,7 +20,6 @@ from typing import Final
 from casstore.errors import Overloaded
 
 LET_IN_AT_ONCE: Final = 16  # some 5 ms of one turn of the loop
-WAIT_MAX_S: Final = 5.0  # LIMIT: below the patience of clients and supervisors
 LOOK_AGAIN_S: Final = 0.002  # while there is no room behind it
 RETRY_AFTER_MAX_S: Final = 5
 
@@ -33,7 +32,7 @@ class Turnstile:
         wait_max_s: who has waited so long is refused, in seconds.
     """
 
-    def __init__(self, has_room: Callable[[], bool], wait_max_s: float = WAIT_MAX_S) -> None:
+    def __init__(self, has_room: Callable[[], bool], wait_max_s: float) -> None:
         self._has_room = has_room
         self._wait_max_s = wait_max_s
         self._urgent: deque[tuple[float, asyncio.Future[None]]] = deque()

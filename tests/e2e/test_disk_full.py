@@ -20,11 +20,13 @@ import pytest
 from casstore import store as store_module
 from casstore.admin import Created, fsck_directory
 from casstore.config import ServerSettings
+from casstore.errors import StoreFull
 from casstore.ids import SnapshotDigest
 from casstore.limits import KIB, MIB
 from casstore.storage.local.files import Committable, Files, Space
 from casstore.storage.local.heads import RECORD_BYTES
 from casstore.wire import MEDIA_PACK
+from casstore_client import Client
 from casstore_server.settings import Bounds
 from tests.support.acting import Signer, push
 from tests.support.server import Http, Running, ServerProcess, make_store, run_in_thread
@@ -226,6 +228,25 @@ def test_nothing_is_lost_when_there_is_no_byte_left(disk: Disk, world: World) ->
     assert push(running.http, build_tree({b"new": os.urandom(100_000)}))["number"] >= 1
     assert world.history() == done + statuses.count(201) + 1
     demand_whole(world)
+
+
+def test_the_client_says_what_it_is(disk: Disk, world: World, tmp_path: Path) -> None:
+    """A job that pushes ends at once, with a sentence, and not after minutes of trying again."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(8):
+        (source / f"f{number}").write_bytes(os.urandom(3 * MIB))
+    with Client(world.running.url, token=world.running.token) as client:
+        with disk.fill(RESERVE_BYTES + MIB), pytest.raises(StoreFull, match="no more content"):
+            client.push(source, name="app")
+        client.push(source, name="app")
+    assert running_names(world) == ["app"]
+    demand_whole(world)
+
+
+def running_names(world: World) -> list[str | None]:
+    found = world.running.http.get("/v1/artifacts?name=app").json["artifacts"]
+    return [artifact["name"] for artifact in found]
 
 
 def component(running: Running, snapshot: SnapshotDigest) -> str:
