@@ -30,11 +30,13 @@ from aiohttp import web
 
 from casstore.clock import Clock
 from casstore.config import Address, ServerSettings
+from casstore.engine.pointers import Submission
 from casstore.errors import CasstoreError, ConfigurationError, LogUnavailable, OutcomeUnknown
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import open_checkpoint
 from casstore.limits import MIB
 from casstore.store import Store
+from casstore.wire import Submitted
 from casstore_server.app import build_app
 from casstore_server.bridge import Bridge
 from casstore_server.context import Context
@@ -136,39 +138,12 @@ async def open_server(
             group_commit_max=limits.group_commit,
         )
         stack.push_async_callback(bridge.close)
-        descriptors = Descriptors()
-        stack.callback(descriptors.close)
-        gate = _make_gate(limits.connections, bounds, log)
         disk = Disk(store.room, log)
         await disk.look()
-        # LIMIT: half of what the readers take, so that what is let in finds room with them.
-        turnstile = Turnstile(lambda: bridge.readers.depth <= limits.reader_queue // 2, bounds.turn_max_s)
-        upload_shares = Shares(bounds.uploads_max, "packs", UPLOADS_SHARE)
-        metrics = Metrics(
-            depths=lambda: {**bridge.depths, "turnstile": turnstile.depth},
-            log=lambda: _read_log_gauge(store),
-            gate=gate,
-            disk=lambda: disk,
-            refused=lambda: {
-                **gate.refused,
-                "share": bridge.refused + upload_shares.refused,
-                "turnstile": turnstile.refused,
-            },
-        )
-        context = Context(
-            store=store,
-            bridge=bridge,
-            settings=settings,
-            bounds=bounds,
-            metrics=metrics,
-            descriptors=descriptors,
-            gate=gate,
-            disk=disk,
-            turnstile=turnstile,
-            upload_shares=upload_shares,
-            log=log,
-            genesis_sha256=await asyncio.to_thread(_read_genesis, store),
-        )
+        genesis = await asyncio.to_thread(_read_genesis, store)
+        context = _put_together(store, bridge, settings, bounds, disk=disk, log=log, genesis_sha256=genesis)
+        stack.callback(context.descriptors.close)
+        gate, metrics = context.gate, context.metrics
         stack.push_async_callback(_cancel, asyncio.create_task(_refresh_clock(context)))
         stack.push_async_callback(_cancel, asyncio.create_task(disk.watch(bounds.disk_look_s)))
         url = await _listen(stack, build_app(context), settings.address, bounds, gate=gate, tls=tls)
@@ -183,6 +158,49 @@ async def open_server(
         if store.read_only is not None:
             log.error("the store is read-only", why=store.read_only)
         yield Server(context, url, metrics_url)
+
+
+def _put_together(
+    store: Store,
+    bridge: Bridge[Submission, Submitted],
+    settings: ServerSettings,
+    bounds: Bounds,
+    *,
+    disk: Disk,
+    log: structlog.typing.FilteringBoundLogger,
+    genesis_sha256: str,
+) -> Context:
+    """The parts of a server, and what its metrics see of them."""
+    limits = settings.limits
+    gate = _make_gate(limits.connections, bounds, log)
+    # LIMIT: half of what the readers take, so that what is let in finds room with them.
+    turnstile = Turnstile(lambda: bridge.readers.depth <= limits.reader_queue // 2, bounds.turn_max_s)
+    upload_shares = Shares(bounds.uploads_max, "packs", UPLOADS_SHARE)
+    metrics = Metrics(
+        depths=lambda: {**bridge.depths, "turnstile": turnstile.depth},
+        log=lambda: _read_log_gauge(store),
+        gate=gate,
+        disk=lambda: disk,
+        refused=lambda: {
+            **gate.refused,
+            "share": bridge.refused + upload_shares.refused,
+            "turnstile": turnstile.refused,
+        },
+    )
+    return Context(
+        store=store,
+        bridge=bridge,
+        settings=settings,
+        bounds=bounds,
+        metrics=metrics,
+        descriptors=Descriptors(),
+        gate=gate,
+        disk=disk,
+        turnstile=turnstile,
+        upload_shares=upload_shares,
+        log=log,
+        genesis_sha256=genesis_sha256,
+    )
 
 
 def _make_gate(wanted: int, bounds: Bounds, log: structlog.typing.FilteringBoundLogger) -> Gate:
