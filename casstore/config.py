@@ -30,6 +30,7 @@ import msgspec
 
 from casstore.errors import ConfigurationError
 from casstore.limits import (
+    CONNECTIONS_MAX,
     GROUP_COMMIT_MAX,
     JSON_BODY_MAX_BYTES,
     PACK_SIZE_MAX_BYTES,
@@ -54,6 +55,7 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds that an operator may move; each is a positive integer, and lower is always safe."""
 
+    connections: int = CONNECTIONS_MAX
     writer_queue: int = WRITER_QUEUE_MAX
     reader_threads: int = READER_THREADS
     reader_queue: int = READER_QUEUE_MAX
@@ -117,6 +119,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         metrics_listen: address of the metrics, or ``off``.
         tls: certificate and key, or None for plain HTTP.
         private_log: ask for a token on ``/log`` too.
+        disk_reserve_bytes: free disk space that pushes leave for flips and rollbacks, bytes; None for the fiftieth part of
+            the file system, at most 1 GiB; 0 for none.
         clock_refresh_s: how often the published checkpoint is cosigned anew, seconds (1 to 300).
         limits: see :class:`LimitSettings`.
     """
@@ -127,6 +131,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     metrics_listen: str = DEFAULT_METRICS_LISTEN
     tls: TlsSettings | None = None
     private_log: bool = False
+    disk_reserve_bytes: int | None = None
     clock_refresh_s: int = 60
     limits: LimitSettings = LimitSettings()
 
@@ -164,6 +169,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         _ = self.metrics_address
         if not 1 <= self.clock_refresh_s <= 300:
             raise ConfigurationError(f"clock_refresh_s is {self.clock_refresh_s}; it must be between 1 and 300")
+        if self.disk_reserve_bytes is not None and self.disk_reserve_bytes < 0:
+            raise ConfigurationError(f"disk_reserve_bytes is {self.disk_reserve_bytes}; it cannot be less than 0")
         for name in LimitSettings.__struct_fields__:
             value, ceiling = getattr(self.limits, name), _CEILINGS.get(name)
             if value < 1:

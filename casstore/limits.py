@@ -69,6 +69,7 @@ RANGE_REQUEST_MAX_BYTES: Final = 8 * MIB
 
 # --- the server ------------------------------------------------------------------------------------------------------
 WRITER_QUEUE_MAX: Final = 1024
+CONNECTIONS_MAX: Final = 8192  # served at a time; an idle one takes some 12 KiB of memory and one descriptor
 READER_THREADS: Final = 4
 READER_QUEUE_MAX: Final = 512
 GROUP_COMMIT_MAX: Final = 256

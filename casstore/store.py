@@ -58,6 +58,9 @@ class _LocalHeads:
     def __init__(self, heads: SignedHeads) -> None:
         self._heads = heads
 
+    def make_room(self) -> None:
+        self._heads.make_room()
+
     def append(self, size: int, root: bytes) -> None:
         self._heads.append(size, root)
 
@@ -114,6 +117,7 @@ class Store:
         log_reader: entries, proofs, tiles.
         pointers: :meth:`~casstore.engine.pointers.PointerService.submit`, rollback targets, and ``pointers.read``.
         tokens: who is asking.
+        room: how much space is free, and whether packs are taken.
         path: the directory.
     """
 
@@ -122,6 +126,7 @@ class Store:
     ) -> None:
         self.path = Path(home.path)
         self.clock = clock
+        self.room = home.room
         self._parts = parts
         self._closing = ExitStack()
         ledger = _GatedLedger(parts.ledger)
@@ -150,6 +155,7 @@ class Store:
         clock: Clock | None = None,
         files: Files | None = None,
         randomness: Callable[[int], bytes] = os.urandom,
+        reserve_bytes: int | None = None,
     ) -> Self:
         """Open the store in ``directory``.
 
@@ -161,6 +167,7 @@ class Store:
             clock: where time comes from; the machine's by default.
             files: how bytes reach the disk; for fault tests.
             randomness: returns that many random bytes.
+            reserve_bytes: disk space that pushes leave free, so that flips and rollbacks find it; None for the default.
 
         Raises:
             StoreNotFound: no such directory.
@@ -170,7 +177,7 @@ class Store:
             DamagedObject: ledger, index, heads or a key cannot be read.
             OutcomeUnknown: the head of what was committed could not be made durable.
         """
-        home = Home.open(directory, files or Files())
+        home = Home.open(directory, files or Files(), reserve_bytes=reserve_bytes)
         with ExitStack() as stack:
             stack.callback(home.close)
             store = cls.assemble(home, stack, clock=clock or SystemClock(), randomness=randomness)

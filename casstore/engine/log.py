@@ -54,6 +54,14 @@ class LogHead(NamedTuple):
 class Heads(Protocol):
     """The heads that were signed: an append-only list of ``(size, root)`` that outlives the ledger's own storage."""
 
+    def make_room(self) -> None:
+        """See to it that the next one will not be refused for want of space.
+
+        Raises:
+            StoreFull, Unavailable: it would be; nothing was changed.
+        """
+        ...
+
     def append(self, size: int, root: bytes) -> None:
         """Add one.  Durable when this returns."""
         ...
@@ -227,11 +235,7 @@ class LogService:
             self._heads_append(size, root)
         if self._heads_kept > 1:
             # A log tree of size n has only one past: the highest head implies all lower ones.
-            try:
-                self._heads.compact(size, root)
-                self._heads_kept = 1
-            except (CapacityError, Unavailable):
-                pass  # the old heads stand and say the same: a full disk does not keep the store shut
+            self._compact(size, root)
         if size:
             self._publish(size, root)
 
@@ -291,6 +295,18 @@ class LogService:
                 self._fence, self._published = why, None
         raise ReadOnly(why)
 
+    def make_room(self) -> None:
+        """Before a commit: see to it that the head that will cover it finds its place on the disk.
+
+        Raises:
+            StoreFull, Unavailable: it would not; nothing was changed.
+            OutcomeUnknown: the record of heads takes no more.
+
+        Threads: ledger writer.
+        """
+        # ORDER: before the commit.  Afterwards a full disk would leave entries that cannot be signed, and a sealed store.
+        self._heads.make_room()
+
     def settle(self, first: int, end: int, expected: bytes) -> Published:
         """Sign the entries ``[first, end)``, which were just committed.
 
@@ -341,15 +357,20 @@ class LogService:
     def _heads_append(self, size: int, root: bytes) -> None:
         # ORDER: the head before the signature.  A signature that is not on record could be contradicted after a restore.
         try:
-            if self._heads_kept >= HEADS_KEPT_MAX:
-                self._heads.compact(size, root)
-                self._heads_kept = 1
-            else:
+            if self._heads_kept < HEADS_KEPT_MAX or not self._compact(size, root):
                 self._heads.append(size, root)
                 self._heads_kept += 1
         except CasstoreError as error:
             # CRASH: the entries are committed, so "it failed" would be wrong and "it is done" cannot be proven.
             raise self.seal(f"the signed head of size {size} could not be made durable: {error.detail}") from error
+
+    def _compact(self, size: int, root: bytes) -> bool:
+        try:
+            self._heads.compact(size, root)
+        except (CapacityError, Unavailable):
+            return False  # the old heads stand: a full disk does not seal the store, the next head goes behind them
+        self._heads_kept = 1
+        return True
 
     def _sign(self, size: int, root: bytes) -> Published:
         text = encode_checkpoint(Checkpoint(self.origin, size, root))

@@ -214,6 +214,7 @@ class PointerService:
         """
         assert len(batch) <= GROUP_COMMIT_MAX, "the caller cuts batches"
         self._log.refuse_if_read_only()
+        self._log.make_room()
         first = self._frontier.size
         frontier = self._frontier.copy()
         try:

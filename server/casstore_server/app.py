@@ -8,6 +8,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from casstore_server.context import CONTEXT, Context
+from casstore_server.gate import watching
 from casstore_server.middleware import around, mark_response
 from casstore_server.routes import content, health, log, operate, pointers, snapshots
 
@@ -19,7 +20,7 @@ def build_app(context: Context) -> web.Application:
         context: the parts that routes reach.
     """
     # LIMIT: bodies are read by casstore_server.bodies, which has its own bounds; this one is never met.
-    app = web.Application(middlewares=[around], client_max_size=0)
+    app = web.Application(middlewares=[watching(context.gate), around], client_max_size=0)
     app[CONTEXT] = context
     app.on_response_prepare.append(mark_response)
     for routes in (content.ROUTES, snapshots.ROUTES, pointers.ROUTES, log.ROUTES, operate.ROUTES, health.ROUTES):

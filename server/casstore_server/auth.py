@@ -13,6 +13,7 @@ from aiohttp import web
 from casstore.engine.tokens import Identity, demand_permission, permits
 from casstore.errors import Unauthenticated
 from casstore_server.context import PRINCIPAL, context_of
+from casstore_server.shares import ANYONE, ASKING
 
 _TOKEN_TEXT_MAX = 256
 
@@ -34,6 +35,7 @@ async def identify(request: web.Request) -> Identity:
     context = context_of(request)
     identity = await context.bridge.read(context.store.tokens.authenticate, text.strip())
     request[PRINCIPAL] = identity.principal
+    ASKING.set(identity.principal)
     return identity
 
 
@@ -62,6 +64,8 @@ async def demand_log_reader(request: web.Request) -> None:
     """
     if context_of(request).settings.private_log:
         await identify(request)
+    else:
+        ASKING.set(ANYONE)
 
 
 __all__ = ["Identity", "demand", "demand_log_reader", "demand_permission", "identify", "permits"]

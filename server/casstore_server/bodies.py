@@ -10,6 +10,7 @@ decompressed (a compressed body is refused, so that no body grows behind the bou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Final, TypeVar
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 PIECE_BYTES: Final = MIB  # what is handed to a worker at once: fewer hops between threads
 LINGER_BYTES: Final = MIB
+LINGERING_MAX: Final = 64  # LIMIT: at once, some 256 KiB each
 
 
 class ClientGone(Exception):
@@ -69,6 +71,7 @@ async def stream_body(request: web.Request, limit: int) -> AsyncIterator[bytes]:
     """
     demand_size(request, limit)
     context = context_of(request)
+    context.bodies.want(request)
     bounds = context.bounds
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -105,9 +108,21 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body.
 
     Raises:
+        Overloaded, RateLimited: too many bytes of requests are held.
+        TooSlow: it took longer than ``whole_body_timeout_s``.
         TooLarge, TooSlow, ClientGone: see :func:`stream_body`.
     """
-    return b"".join([piece async for piece in stream_body(request, limit)])
+    context = context_of(request)
+    pieces: list[bytes] = []
+    try:
+        # LIMIT: what is held whole must not be held for an hour, however evenly it comes.
+        async with asyncio.timeout(context.bounds.whole_body_timeout_s):
+            async for piece in stream_body(request, limit):
+                context.bodies.take(request, len(piece))
+                pieces.append(piece)
+    except TimeoutError:
+        raise TooSlow(f"the body did not come within {context.bounds.whole_body_timeout_s:g} s") from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def read_json(request: web.Request, kind: type[T]) -> T:
@@ -145,9 +160,21 @@ async def linger(request: web.Request) -> None:
     that says what was wrong.  Draining everything would let it send gigabytes for nothing: so both are bounded.
     """
     drained = 0
+    context = context_of(request)
+    if context.lingering >= LINGERING_MAX:
+        return  # in a crowd some see a broken connection instead of the sentence
+    context.lingering += 1
+    context.bodies.want(request)
     try:
-        async with asyncio.timeout(context_of(request).bounds.linger_s):
+        async with asyncio.timeout(context.bounds.linger_s):
             while drained < LINGER_BYTES and (piece := await request.content.readany()):
                 drained += len(piece)
     except (TimeoutError, ClientPayloadError, web.RequestPayloadError, ConnectionError):
         pass
+    finally:
+        context.lingering -= 1
+        # LIMIT: an error that refers to its request keeps it until the garbage collector comes by; not what it was sent, too.
+        if request.transport is not None:
+            request.transport.pause_reading()
+        with contextlib.suppress(ClientPayloadError, web.RequestPayloadError, ConnectionError):
+            request.content.read_nowait()

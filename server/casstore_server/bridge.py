@@ -14,6 +14,7 @@ Invariants:
 - A job that was accepted runs to its end, whether or not someone still waits for it: a flip whose client vanished is a
   flip that happened.
 - No queue grows without bound: a full one raises :class:`~casstore.errors.Overloaded`.
+- No principal fills one: whoever has its share waiting is told so (:mod:`casstore_server.shares`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 from casstore.errors import CasstoreError, OutcomeUnknown, Overloaded
 from casstore.limits import GROUP_COMMIT_MAX, READER_QUEUE_MAX, READER_THREADS, WRITER_QUEUE_MAX
+from casstore_server.shares import Shares
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Lane:
         self.name = name
         self._limit = threads + queue_max
         self._depth = 0
+        self.shares = Shares(self._limit, f"requests for the {name}")
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=f"casstore-{name}")
 
     @property
@@ -85,10 +88,11 @@ class Lane:
             Overloaded: the queue is full; the job was not taken.
         """
         self.demand_room()
+        share = self.shares.take()
         self._depth += 1
         inner: Future[T] = self._executor.submit(lambda: _run(call, *args, **kwargs))
         future = asyncio.wrap_future(inner)
-        future.add_done_callback(self._ended)
+        future.add_done_callback(lambda _: self._ended(share))
         return future
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -100,8 +104,9 @@ class Lane:
         # ORDER: shielded, so that whoever stops waiting does not take the job out of the queue, nor the count down early.
         return await asyncio.shield(self.start(call, *args, **kwargs))
 
-    def _ended(self, _: object) -> None:
+    def _ended(self, share: str | None) -> None:
         self._depth -= 1
+        self.shares.give_back(share)
 
     async def close(self) -> None:
         """Run what was accepted, then end the threads."""
@@ -155,6 +160,7 @@ class Gatherer(Generic[S, R]):
         self._lane = lane
         self._write = write
         self._waiting_max = waiting_max
+        self.shares = Shares(waiting_max, what)
         self._batch_max = batch_max
         self._what = what
         self._waiting: deque[_Waiting[S, R]] = deque()
@@ -178,7 +184,9 @@ class Gatherer(Generic[S, R]):
             )
         if not self._running:
             self._lane.demand_room()
+        share = self.shares.take()
         waiting: _Waiting[S, R] = _Waiting(submission, asyncio.get_running_loop().create_future())
+        waiting.answer.add_done_callback(lambda _: self.shares.give_back(share))
         self._waiting.append(waiting)
         if not self._running:
             self._write_next()
@@ -317,6 +325,12 @@ class Bridge(Generic[S, R]):
             "submissions": self._commits.depth,
             "documents": self._documents.depth,
         }
+
+    @property
+    def refused(self) -> int:
+        """Jobs that were refused because their principal has its share already."""
+        shares = [lane.shares for lane in self._lanes] + [self._commits.shares, self._documents.shares]
+        return sum(share.refused for share in shares)
 
     async def close(self) -> None:
         """Run what was accepted, then end all threads.  Nothing may be handed in any more."""

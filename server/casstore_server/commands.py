@@ -149,6 +149,7 @@ def serve(
     Prints `listening on URL` to stderr once requests are answered; logs go there too, one JSON object a line.
     """
     from casstore.config import ServerSettings, TlsSettings, load_settings
+    from casstore_server.fairloop import FairLoop
     from casstore_server.serve import run_server
 
     if (tls_cert is None) != (tls_key is None):
@@ -164,7 +165,8 @@ def serve(
     found = directory or (Path(settings.store) if settings.store is not None else None)
     if found is None:
         raise click.UsageError("which store? Give --store DIR, or set CASSTORE_STORE")
-    asyncio.run(run_server(found, settings, port_file=port_file, confirm_clock=confirm_clock))
+    with asyncio.Runner(loop_factory=FairLoop) as runner:
+        runner.run(run_server(found, settings, port_file=port_file, confirm_clock=confirm_clock))
     out.say("stopped")
 
 

@@ -15,8 +15,13 @@ from casstore.wire import Submitted
 from casstore_server.answers import Answers
 from casstore_server.bridge import Bridge
 from casstore_server.descriptors import Descriptors
+from casstore_server.disk import Disk
+from casstore_server.gate import Gate
+from casstore_server.holding import Bodies
 from casstore_server.metrics import Metrics
 from casstore_server.settings import Bounds
+from casstore_server.shares import Shares
+from casstore_server.turnstile import Turnstile
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,13 +34,23 @@ class Context:
     bounds: Bounds
     metrics: Metrics
     descriptors: Descriptors
+    gate: Gate
+    disk: Disk
     log: structlog.typing.FilteringBoundLogger
     genesis_sha256: str
     """Of entry 0, in hex: what clients pin."""
     answers: Answers = field(default_factory=Answers)
     """Bytes that wait for slow readers."""
+    bodies: Bodies = field(default_factory=Bodies)
+    """Bytes of requests that are being worked on."""
+    turnstile: Turnstile
+    """In front of every request."""
+    upload_shares: Shares
+    """Packs that are being taken in, by principal."""
     uploads: int = 0
     """Packs that are being taken in at this moment."""
+    lingering: int = 0
+    """Refused senders who are given a moment to read why."""
     checking: bool = False
     """Whether an fsck runs."""
     ready: bool = True

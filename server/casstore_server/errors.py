@@ -7,6 +7,7 @@ Source: RFC 9457; docs/formats/wire.md
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from casstore.wire import MEDIA_PROBLEM, encode_json
 
 PROBLEM_TYPE_PREFIX: Final = "urn:casstore:problem:"
 RETRY_AFTER_DEFAULT_S: Final = 1
+RETRY_AFTER_FULL_S: Final = 60  # a disk does not empty itself in a second
 
 STATUS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -136,5 +138,8 @@ def respond_problem(error: CasstoreError, *, request_id: str | None = None, stat
         response.headers["WWW-Authenticate"] = 'Bearer realm="casstore"'
     if isinstance(error, Unavailable | CapacityError) or status in (429, 503):
         after = getattr(error, "retry_after_s", None)
-        response.headers["Retry-After"] = str(after if after is not None else RETRY_AFTER_DEFAULT_S)
+        if after is None:
+            after = RETRY_AFTER_FULL_S if isinstance(error, CapacityError) else RETRY_AFTER_DEFAULT_S
+        # Between once and twice as long: those who were refused in one instant do not come back in one.
+        response.headers["Retry-After"] = str(random.randint(after, 2 * after))  # noqa: S311  (no secret)
     return response

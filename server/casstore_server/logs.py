@@ -7,6 +7,7 @@ how many were lost.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import queue
@@ -17,6 +18,7 @@ import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
 LINES_WAITING_MAX: Final = 10_000
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LineWriter:
@@ -59,8 +61,12 @@ class LineWriter:
                 self._stream.write(line + "\n")
                 if self._lines.empty():
                     self._stream.flush()
-            except (OSError, ValueError):
+            except ValueError:
                 return  # no one is left to tell: the stream is closed
+            except OSError as error:
+                if error.errno not in _FULL:
+                    return
+                self._lost += 1  # the disk that the log goes to is full, and will have space again
 
 
 def open_log(stream: TextIO) -> tuple[structlog.typing.FilteringBoundLogger, LineWriter]:

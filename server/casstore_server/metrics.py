@@ -12,8 +12,11 @@ from typing import NamedTuple
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.aiohttp import make_aiohttp_handler
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from casstore_server.disk import Disk
+from casstore_server.gate import Gate, watching
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
@@ -28,9 +31,19 @@ class LogGauge(NamedTuple):
 class _Live(Collector):
     """Gauges that are read when they are asked for."""
 
-    def __init__(self, depths: Callable[[], Mapping[str, int]], log: Callable[[], LogGauge]) -> None:
+    def __init__(
+        self,
+        depths: Callable[[], Mapping[str, int]],
+        log: Callable[[], LogGauge],
+        gate: Gate,
+        disk: Callable[[], Disk],
+        refused: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._depths = depths
         self._log = log
+        self._gate = gate
+        self._disk = disk
+        self._refused = refused
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -40,6 +53,8 @@ class _Live(Collector):
         for lane, jobs in self._depths().items():
             depth.add_metric([lane.replace(" ", "_")], jobs)
         yield depth
+        yield from self._clients()
+        yield from self._space()
         log = self._log()
         yield GaugeMetricFamily("casstore_log_size", "Entries in the published log.", value=log.size)
         yield GaugeMetricFamily(
@@ -48,6 +63,24 @@ class _Live(Collector):
             value=log.checkpoint_age_s,
         )
 
+    def _clients(self) -> Iterable[Metric]:
+        connections = GaugeMetricFamily("casstore_connections", "Open connections, by what they do.", labels=["state"])
+        for state, count in self._gate.states.items():
+            connections.add_metric([state], count)
+        yield connections
+        refused = CounterMetricFamily(
+            "casstore_refused", "Connections and requests that were refused or closed, by reason.", labels=["reason"]
+        )
+        for reason, count in self._refused().items():
+            refused.add_metric([reason], count)
+        yield refused
+
+    def _space(self) -> Iterable[Metric]:
+        free, files, reserve = self._disk().gauges
+        yield GaugeMetricFamily("casstore_disk_free_bytes", "Free space on the store's file system.", value=free)
+        yield GaugeMetricFamily("casstore_disk_free_files", "How many more files it takes.", value=files)
+        yield GaugeMetricFamily("casstore_disk_reserve_bytes", "Free space that pushes leave alone.", value=reserve)
+
 
 class Metrics:
     """The counters of one server.
@@ -55,9 +88,20 @@ class Metrics:
     Args:
         depths: queue depths by lane.
         log: the head of the log.
+        gate: who is connected.
+        disk: how full the disk is.
+        refused: how many connections and requests were refused, by reason.
     """
 
-    def __init__(self, *, depths: Callable[[], Mapping[str, int]], log: Callable[[], LogGauge]) -> None:
+    def __init__(
+        self,
+        *,
+        depths: Callable[[], Mapping[str, int]],
+        log: Callable[[], LogGauge],
+        gate: Gate,
+        disk: Callable[[], Disk],
+        refused: Callable[[], Mapping[str, int]],
+    ) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "casstore_http_requests",
@@ -80,10 +124,14 @@ class Metrics:
         )
         self.packs = Counter("casstore_packs_stored", "Packs taken in.", registry=self.registry)
         self.entries = Counter("casstore_entries", "Entries committed, by type.", ["type"], registry=self.registry)
-        self.registry.register(_Live(depths, log))
+        self.registry.register(_Live(depths, log, gate, disk, refused))
 
-    def build_app(self) -> web.Application:
-        """The application of the metrics listener: ``/metrics`` and nothing else."""
-        app = web.Application()
+    def build_app(self, gate: Gate) -> web.Application:
+        """The application of the metrics listener: ``/metrics`` and nothing else.
+
+        Args:
+            gate: of that listener.
+        """
+        app = web.Application(middlewares=[watching(gate)])
         app.router.add_get("/metrics", make_aiohttp_handler(self.registry))
         return app

@@ -23,11 +23,14 @@ from casstore.wire import HEADER_REQUEST_ID
 from casstore_server.bodies import ClientGone, linger
 from casstore_server.context import PRINCIPAL, REQUEST_ID, context_of
 from casstore_server.errors import TooSlow, respond_problem, status_of
+from casstore_server.gate import CONNECTION, LIVE
 from casstore_server.responses import abort, send_whole
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_URGENT: Final = ("/v1/flips", "/v1/rollbacks", "/v1/pointers/")
+"""What moves a pointer: before all who only look."""
 STARTED: Final = web.RequestKey("casstore.started", bool)
 STATUS_CUT: Final = 499
 """What logs and metrics show for a request whose connection was cut or lost before its answer was whole."""
@@ -44,6 +47,7 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await _answer(request, handler, outcome)
     finally:
+        context.bodies.give_back(request)
         seconds = time.perf_counter() - began
         route, method = _route_of(request), request.method if request.method in _METHODS else "OTHER"
         context.metrics.requests.labels(method, route, str(outcome.status)).inc()
@@ -77,7 +81,13 @@ class _Outcome:
 
 
 async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> web.StreamResponse:
+    context = context_of(request)
     try:
+        if request.path != LIVE:
+            if context.gate.must_refuse(request.get(CONNECTION)):
+                raise context.gate.refuse()
+            context.bodies.arrive(request)
+            await context.turnstile.enter(urgent=request.method == "POST" and request.path.startswith(_URGENT))
         response = await handler(request)
         if isinstance(response, web.Response):
             response = await send_whole(request, response)
@@ -92,7 +102,7 @@ async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> 
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except CasstoreError as error:
-        if status_of(error) >= 500 and not error.retryable:
+        if status_of(error) == 500:  # the others are states of the store or of the disk, which have an end
             outcome.fault = traceback.format_exc()
         response = _refuse(request, error, None, outcome)
     except TooSlow as error:

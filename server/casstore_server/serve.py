@@ -25,22 +25,36 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import structlog
 from aiohttp import web
 
 from casstore.clock import Clock
 from casstore.config import Address, ServerSettings
+from casstore.engine.pointers import Submission
 from casstore.errors import CasstoreError, ConfigurationError, LogUnavailable, OutcomeUnknown
 from casstore.formats.canonical import decode_b64
 from casstore.formats.checkpoint import open_checkpoint
 from casstore.limits import MIB
 from casstore.store import Store
+from casstore.wire import Submitted
 from casstore_server.app import build_app
 from casstore_server.bridge import Bridge
 from casstore_server.context import Context
 from casstore_server.descriptors import Descriptors
+from casstore_server.disk import Disk
+from casstore_server.gate import Gate, open_listeners
 from casstore_server.logs import ForwardHandler, LineWriter, open_log
 from casstore_server.metrics import LogGauge, Metrics
-from casstore_server.settings import BACKLOG, Bounds
+from casstore_server.settings import (
+    BACKLOG,
+    CONNECTIONS_SPARE,
+    DESCRIPTORS_KEPT,
+    METRICS_CONNECTIONS_MAX,
+    UPLOADS_SHARE,
+    Bounds,
+)
+from casstore_server.shares import Shares
+from casstore_server.turnstile import Turnstile
 
 READ_BUFFER_BYTES = (
     256 * 1024
@@ -103,7 +117,7 @@ async def open_server(
         log, writer = open_log(log_to or sys.stderr)
         stack.push_async_callback(asyncio.to_thread, writer.close)
         stack.enter_context(_foreign_logs(writer))
-        store = await asyncio.to_thread(Store.open, directory, clock=clock)
+        store = await asyncio.to_thread(Store.open, directory, clock=clock, reserve_bytes=settings.disk_reserve_bytes)
         # ORDER: closed last of all that touches it; callbacks run in reverse.
         stack.push_async_callback(asyncio.to_thread, store.close)
         if confirm_clock:
@@ -124,29 +138,82 @@ async def open_server(
             group_commit_max=limits.group_commit,
         )
         stack.push_async_callback(bridge.close)
-        descriptors = Descriptors()
-        stack.callback(descriptors.close)
-        metrics = Metrics(depths=lambda: bridge.depths, log=lambda: _read_log_gauge(store))
-        context = Context(
-            store=store,
-            bridge=bridge,
-            settings=settings,
-            bounds=bounds,
-            metrics=metrics,
-            descriptors=descriptors,
-            log=log,
-            genesis_sha256=await asyncio.to_thread(_read_genesis, store),
-        )
+        disk = Disk(store.room, log)
+        await disk.look()
+        genesis = await asyncio.to_thread(_read_genesis, store)
+        context = _put_together(store, bridge, settings, bounds, disk=disk, log=log, genesis_sha256=genesis)
+        stack.callback(context.descriptors.close)
+        gate, metrics = context.gate, context.metrics
         stack.push_async_callback(_cancel, asyncio.create_task(_refresh_clock(context)))
-        url = await _listen(stack, build_app(context), settings.address, bounds, tls)
+        stack.push_async_callback(_cancel, asyncio.create_task(disk.watch(bounds.disk_look_s)))
+        url = await _listen(stack, build_app(context), settings.address, bounds, gate=gate, tls=tls)
         metrics_url: str | None = None
         if settings.metrics_address is not None:
-            metrics_url = await _listen(stack, metrics.build_app(), settings.metrics_address, bounds, None)
+            few = Gate(limit=METRICS_CONNECTIONS_MAX, spare=0, first_request_s=bounds.first_request_s)
+            metrics_url = await _listen(
+                stack, metrics.build_app(few), settings.metrics_address, bounds, gate=few, tls=None
+            )
         stack.callback(_begin_drain, context)
         log.info("listening", url=url, metrics=metrics_url, store=str(directory))
         if store.read_only is not None:
             log.error("the store is read-only", why=store.read_only)
         yield Server(context, url, metrics_url)
+
+
+def _put_together(
+    store: Store,
+    bridge: Bridge[Submission, Submitted],
+    settings: ServerSettings,
+    bounds: Bounds,
+    *,
+    disk: Disk,
+    log: structlog.typing.FilteringBoundLogger,
+    genesis_sha256: str,
+) -> Context:
+    """The parts of a server, and what its metrics see of them."""
+    limits = settings.limits
+    gate = _make_gate(limits.connections, bounds, log)
+    # LIMIT: half of what the readers take, so that what is let in finds room with them.
+    turnstile = Turnstile(lambda: bridge.readers.depth <= limits.reader_queue // 2, bounds.turn_max_s)
+    upload_shares = Shares(bounds.uploads_max, "packs", UPLOADS_SHARE)
+    metrics = Metrics(
+        depths=lambda: {**bridge.depths, "turnstile": turnstile.depth},
+        log=lambda: _read_log_gauge(store),
+        gate=gate,
+        disk=lambda: disk,
+        refused=lambda: {
+            **gate.refused,
+            "share": bridge.refused + upload_shares.refused,
+            "turnstile": turnstile.refused,
+        },
+    )
+    return Context(
+        store=store,
+        bridge=bridge,
+        settings=settings,
+        bounds=bounds,
+        metrics=metrics,
+        descriptors=Descriptors(),
+        gate=gate,
+        disk=disk,
+        turnstile=turnstile,
+        upload_shares=upload_shares,
+        log=log,
+        genesis_sha256=genesis_sha256,
+    )
+
+
+def _make_gate(wanted: int, bounds: Bounds, log: structlog.typing.FilteringBoundLogger) -> Gate:
+    """The gate, with no more connections than there are descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, spare = wanted, CONNECTIONS_SPARE
+    if soft != resource.RLIM_INFINITY:
+        room = soft - min(DESCRIPTORS_KEPT, soft // 2)
+        spare = min(spare, room // 8)
+        limit = max(1, min(wanted, room - spare))
+    if limit < wanted:
+        log.warning("fewer connections than wanted", connections=limit, wanted=wanted, descriptors=soft)
+    return Gate(limit=limit, spare=spare, first_request_s=bounds.first_request_s)
 
 
 def _begin_drain(context: Context) -> None:
@@ -159,6 +226,8 @@ async def _listen(
     app: web.Application,
     address: Address,
     bounds: Bounds,
+    *,
+    gate: Gate,
     tls: ssl.SSLContext | None,
 ) -> str:
     runner = web.AppRunner(
@@ -173,11 +242,12 @@ async def _listen(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, address.host, address.port, ssl_context=tls, backlog=BACKLOG)
     try:
-        await site.start()
+        for listener in await open_listeners(gate, address.host, address.port):
+            await web.SockSite(runner, listener, ssl_context=tls, backlog=BACKLOG).start()
     except OSError as error:
         raise ConfigurationError(f"cannot listen on {address}: {error.strerror or error}") from error
+    stack.push_async_callback(_cancel, asyncio.create_task(gate.sweep()))
     host, port = runner.addresses[0][:2]
     return f"{'https' if tls else 'http'}://{Address(host, port)}"
 
@@ -301,7 +371,7 @@ def _bound_stop() -> None:
 
 def _raise_descriptor_limit() -> None:
     """As many connections as the machine allows, instead of the 1024 that shells hand out."""
-    # LIMIT: of connections; one that has no request under way is closed after KEEPALIVE_S, from its beginning on.
+    # LIMIT: of connections, see casstore_server.gate.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from casstore.storage.local.files import Committable, Files
+from casstore.storage.local.files import Committable, Files, Space
 
 _T = TypeVar("_T")
 
@@ -202,6 +202,12 @@ class FaultyFiles(Files):
 
     def truncate(self, descriptor: int, length: int) -> None:
         self._run("truncate", lambda: Files.truncate(self, descriptor, length))
+
+    def space(self, path: str) -> Space:
+        return self._run("space", lambda: Files.space(self, path))
+
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        self._run("allocate", lambda: Files.allocate(self, descriptor, offset, length))
 
     def fsync(self, descriptor: int) -> None:
         def action() -> None:

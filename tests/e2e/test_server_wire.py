@@ -289,7 +289,8 @@ def test_too_many_uploads_at_once_are_told_to_wait(impatient: Running) -> None:
         connection.sendall(data[:10])
         assert eventually(lambda: context.uploads == 1)
         reply = impatient.http.post(f"{PUSH}/packs?pack={'ee' * 16}", data, MEDIA_PACK)
-        assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "overloaded", "1")
+        assert (reply.status, reply.code) == (503, "overloaded")
+        assert 1 <= int(reply.headers["Retry-After"]) <= 2
     assert eventually(lambda: context.uploads == 0)
 
 

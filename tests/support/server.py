@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from casstore.admin import Created, create_store
 from casstore.clock import Clock
 from casstore.config import ServerSettings
+from casstore_server.fairloop import FairLoop
 from casstore_server.serve import Server, open_server
 from casstore_server.settings import Bounds
 
@@ -163,7 +164,8 @@ def run_in_thread(
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            with asyncio.Runner(loop_factory=FairLoop) as runner:
+                runner.run(serve())
         except BaseException as error:  # noqa: BLE001  (raised again by the test's thread)
             ended.append(error)
         finally:

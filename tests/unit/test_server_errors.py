@@ -29,7 +29,7 @@ def test_every_error_becomes_a_problem(code: str, cls: type[CasstoreError]) -> N
     assert problem["request_id"] == "abc"
     assert problem["type"].endswith(code)
     if response.status in (429, 503, 507):
-        assert response.headers["Retry-After"] == "1"
+        assert 1 <= int(response.headers["Retry-After"]) <= (120 if response.status == 507 else 2)
 
 
 def test_an_error_is_the_same_on_the_other_side() -> None:
@@ -43,7 +43,7 @@ def test_an_error_is_the_same_on_the_other_side() -> None:
 
 
 def test_headers_say_what_the_client_can_do() -> None:
-    assert respond_problem(Overloaded("busy", retry_after_s=7)).headers["Retry-After"] == "7"
+    assert 7 <= int(respond_problem(Overloaded("busy", retry_after_s=7)).headers["Retry-After"]) <= 14
     assert respond_problem(Unauthenticated("who?")).headers["WWW-Authenticate"].startswith("Bearer")
     body = respond_problem(NotPermitted("no", permission="flip:prod/api")).body
     assert isinstance(body, bytes)

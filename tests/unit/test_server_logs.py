@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import threading
 
 from casstore_server.logs import LINES_WAITING_MAX, LineWriter, open_log
@@ -21,6 +23,33 @@ class StoppedPipe(io.StringIO):
         self.waiting.set()
         assert self.go_on.wait(10)
         return super().write(text)
+
+
+class FullDisk(io.StringIO):
+    """A log file on a disk that is full for a while."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+def test_a_log_on_a_full_disk_goes_on_when_there_is_space() -> None:
+    """The writer ended at the first line that found no space, and the server was silent from then on."""
+    stream = FullDisk()
+    log, writer = open_log(stream)
+    for number in range(3):
+        log.info("lost", number=number)
+    while writer._lost < 3:
+        threading.Event().wait(0.001)
+    stream.full = False
+    log.info("kept")
+    writer.close()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["log lines lost", "kept"]
+    assert lines[0]["lost"] == 3
 
 
 def test_lines_are_json_objects() -> None:

@@ -16,10 +16,11 @@ Three rules of POSIX durability that the callers keep:
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from casstore.errors import CasstoreError, Overloaded, ReadOnly, StoreFull, Unavailable
 
@@ -27,6 +28,18 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_FALLOC_FL_KEEP_SIZE: Final = 1  # linux/falloc.h
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Space(NamedTuple):
+    """What a file system has, for this user."""
+
+    total_bytes: int
+    free_bytes: int
+    free_files: int | None
+    """How many more files it takes; None where it does not count them."""
 
 
 class Committable(Protocol):
@@ -100,6 +113,12 @@ class Files:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
+    def space(self, path: str) -> Space:
+        """How much room the file system of ``path`` has, in bytes and in files."""
+        found = os.statvfs(path)
+        free_files = found.f_favail if found.f_files else None
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, free_files)
+
     # --- bytes -------------------------------------------------------------------------------------------------------
 
     def open_write(self, path: str, mode: int = 0o640) -> int:
@@ -137,6 +156,19 @@ class Files:
     def truncate(self, descriptor: int, length: int) -> None:
         """Cut a file to ``length`` bytes."""
         os.ftruncate(descriptor, length)
+
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        """Have the blocks of a range laid aside, so that writing there needs no space any more.
+
+        The file's length and bytes stay as they are.  Where the file system cannot do that, nothing happens.
+        """
+        # The system call itself, with the flag that Python's ``os.posix_fallocate`` does not have.
+        result = _LIBC.fallocate(
+            ctypes.c_int(descriptor), ctypes.c_int(_FALLOC_FL_KEEP_SIZE), ctypes.c_int64(offset), ctypes.c_int64(length)
+        )
+        number = ctypes.get_errno() if result else 0
+        if number and number not in _CANNOT_ALLOCATE:
+            raise OSError(number, os.strerror(number))
 
     def fsync(self, descriptor: int) -> None:
         """Make a file's bytes and length durable."""

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from casstore.errors import CasstoreError, DamagedObject, DestinationExists, NotInitialised, OutcomeUnknown, StateError
+from casstore.limits import KIB
 from casstore.storage.local.files import Files, refusal, write_new_file
 
 RECORD_BYTES: Final = 103
@@ -29,6 +30,7 @@ _NAME: Final = "signed-heads"
 _TMP: Final = os.path.join("tmp", "signed-heads.new")
 _RECORD: Final = re.compile(rb"([0-9]{20}) ([0-9a-f]{64}) ([0-9a-f]{16})\n\Z")
 _ROOT_BYTES: Final = 32
+_ROOM_BYTES: Final = 64 * KIB  # laid aside at once: more than six hundred heads
 _BLOCK_BYTES: Final = 4096 * RECORD_BYTES  # read at once
 
 
@@ -81,6 +83,7 @@ class SignedHeads:
         self._path = os.path.join(directory, _NAME)
         self._files = files
         self._sealed = False
+        self._room_bytes = 0
         try:
             self._descriptor: int | None = files.open_append(self._path)
         except FileNotFoundError as error:
@@ -114,6 +117,23 @@ class SignedHeads:
         except OSError as error:
             raise refusal(error, f"make {path}") from error
 
+    def make_room(self) -> None:
+        """See to it that the next head finds its blocks: on a full disk it is refused here, when nothing is in doubt.
+
+        Raises:
+            StoreFull, Unavailable: there is no room; nothing was changed.
+            OutcomeUnknown: this file takes no more.
+
+        Durability: none is needed: the blocks belong to the file as long as this process has it open, and usually longer.
+        """
+        descriptor = self._usable()
+        try:
+            if self._room_bytes < RECORD_BYTES:
+                self._files.allocate(descriptor, self._files.stat(self._path).st_size, _ROOM_BYTES)
+                self._room_bytes = _ROOM_BYTES
+        except OSError as error:
+            raise refusal(error, f"lay aside room in {self._path}") from error
+
     def append(self, size: int, root: bytes) -> None:
         """Record a head, before it is signed.
 
@@ -134,6 +154,7 @@ class SignedHeads:
             self._files.fsync(descriptor)
         except OSError as error:
             raise self._seal(error) from error
+        self._room_bytes -= RECORD_BYTES
 
     def read_all(self) -> list[Head]:
         """Every head on record, in the order of signing.
@@ -174,6 +195,7 @@ class SignedHeads:
             raise self._seal(error) from error
         self._close_descriptor()
         self._descriptor = descriptor
+        self._room_bytes = 0
 
     def close(self) -> None:
         """Let go of the file; idempotent."""

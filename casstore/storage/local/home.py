@@ -40,6 +40,7 @@ from casstore.errors import (
     StoreTooNew,
 )
 from casstore.limits import FORMAT_VERSION, KIB
+from casstore.storage.local.diskroom import DiskRoom
 from casstore.storage.local.files import Files, read_file, refusal, write_new_file
 from casstore.storage.local.heads import SignedHeads
 from casstore.storage.local.index import LocalChunkIndex
@@ -66,9 +67,10 @@ class Home:
     the lock.
     """
 
-    def __init__(self, path: str, files: Files, lock: int) -> None:
+    def __init__(self, path: str, files: Files, lock: int, reserve_bytes: int | None = None) -> None:
         self.path = path
         self.files = files
+        self.room = DiskRoom(path, files, reserve_bytes)
         self._lock: int | None = lock
 
     @classmethod
@@ -140,8 +142,13 @@ class Home:
             raise refusal(error, f"make {self.path}") from error
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], files: Files) -> Self:
+    def open(cls, directory: str | os.PathLike[str], files: Files, *, reserve_bytes: int | None = None) -> Self:
         """Open a store directory: take its lock, check its format, empty ``tmp/``.
+
+        Args:
+            directory: where.
+            files: how.
+            reserve_bytes: see :class:`~casstore.storage.local.diskroom.DiskRoom`.
 
         Raises:
             StoreNotFound: there is no such directory.
@@ -159,7 +166,7 @@ class Home:
             lock = _take_lock(path, files)
         except OSError as error:
             raise refusal(error, f"lock {path}") from error
-        home = cls(path, files, lock)
+        home = cls(path, files, lock, reserve_bytes)
         try:
             home._empty_tmp()
         except BaseException:
@@ -180,7 +187,7 @@ class Home:
 
     def open_packs(self) -> LocalPackStore:
         """Open the packs; the caller closes them."""
-        return LocalPackStore(self._checked_path(), self.files)
+        return LocalPackStore(self._checked_path(), self.files, self.room)
 
     def open_index(self) -> LocalChunkIndex:
         """Open the index; the caller closes it."""

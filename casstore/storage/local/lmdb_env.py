@@ -32,7 +32,7 @@ from casstore.errors import (
     StateError,
     StoreBusy,
 )
-from casstore.limits import LMDB_MAP_BYTES, MIB
+from casstore.limits import KIB, LMDB_MAP_BYTES, MIB
 from casstore.storage.local.files import Files, refusal
 
 _READERS_MAX: Final = 256  # slots in the lock file; a reader thread holds one while it reads
@@ -40,6 +40,8 @@ _TABLES_MAX: Final = 32  # of one environment; more than either has, so that a n
 _SPARE_READERS: Final = 8  # read transactions kept for reuse: one a reader thread, with room
 _NEARLY_FULL_BYTES: Final = 4 * MIB  # LMDB writes at most 256 KiB (64 pages) at once: less than this can cut one short
 _DATA_FILE: Final = "data.mdb"
+_LOCK_FILE: Final = "lock.mdb"
+_LOCK_FILE_BYTES: Final = 64 * KIB  # more than LMDB makes of it with _READERS_MAX slots
 
 _DAMAGED: Final = (
     lmdb.CorruptedError,
@@ -76,6 +78,7 @@ def create_environment(path: str, files: Files, tables: Sequence[bytes], what: s
         raise DestinationExists(f"{path} exists: a new {what} is never made over another one") from error
     except OSError as error:
         raise refusal(error, f"make the {what}'s directory") from error
+    _allocate_lock_file(path, files, what)
     environment = _open(path, what, create=True)
     try:
         with environment.begin(write=True) as transaction:
@@ -117,6 +120,7 @@ class LmdbEnvironment:
         self._writer = threading.Lock()
         if not os.path.isfile(os.path.join(path, _DATA_FILE)):
             raise NotInitialised(f"there is no {what} at {path}", hint="was the store created with `casstore init`?")
+        _allocate_lock_file(path, files, what)
         self._environment = _open(path, what, create=False)
         self.tables: dict[bytes, Database] = {}
         try:
@@ -217,6 +221,25 @@ class LmdbEnvironment:
         """Close the environment; idempotent."""
         self._closed = True
         self._environment.close()
+
+
+def _allocate_lock_file(path: str, files: Files, what: str) -> None:
+    """Have the lock file's blocks laid aside before it is mapped.
+
+    LMDB makes the file sparse, and a page of it comes into being when the first reader takes a slot there.  On a disk that is full
+    by then the kernel has no page to give, and ends the process (SIGBUS): so the pages are had now, or the error.
+
+    Raises:
+        StoreFull, ReadOnly, Unavailable: they cannot be had.
+    """
+    try:
+        descriptor = files.open_lock(os.path.join(path, _LOCK_FILE))
+        try:
+            files.allocate(descriptor, 0, _LOCK_FILE_BYTES)
+        finally:
+            files.close(descriptor)
+    except OSError as error:
+        raise refusal(error, f"make the lock file of the {what}") from error
 
 
 def _open(path: str, what: str, *, create: bool) -> lmdb.Environment:

@@ -33,6 +33,7 @@ from casstore.errors import (
     StateError,
 )
 from casstore.ids import PackId
+from casstore.storage.local.diskroom import DiskRoom
 from casstore.storage.local.files import Files, is_full, refusal
 
 _PACKS: Final = "packs"
@@ -48,6 +49,7 @@ class LocalPackStore:
     Args:
         directory: the store directory; packs lie below it, in ``packs/`` and ``tmp/``.
         files: how bytes and names reach the disk.
+        room: what packs must leave free; nothing by default.
 
     Raises:
         NotInitialised: the directories are not there.
@@ -56,7 +58,8 @@ class LocalPackStore:
     what was committed before is not in doubt.
     """
 
-    def __init__(self, directory: str, files: Files) -> None:
+    def __init__(self, directory: str, files: Files, room: DiskRoom | None = None) -> None:
+        self.room = room or DiskRoom(directory, files, 0)
         self._packs = os.path.join(directory, _PACKS)
         self._tmp = os.path.join(directory, _TMP)
         self._files = files
@@ -105,6 +108,7 @@ class LocalPackStore:
         self.check_sealed()
         if os.path.lexists(self._path(pack)):
             raise _taken(pack)
+        self.room.demand(0)
         # Two writers of one name get a file each; commit decides between them.
         temporary = os.path.join(self._tmp, f"{pack}.{next(self._numbers)}")
         try:
@@ -264,6 +268,12 @@ class LocalPackWriter:
             StateError: the writer has ended, or failed before.
         """
         descriptor = self._writable()
+        try:
+            # LIMIT: asked for each piece, because many packs come in at a time: each of them alone would fit.
+            self._store.room.demand(memoryview(data).nbytes)
+        except CasstoreError:
+            self._failed = True
+            raise
         try:
             self._files.write(descriptor, data)
         except OSError as error:

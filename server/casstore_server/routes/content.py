@@ -76,14 +76,18 @@ async def receive_pack(request: web.Request) -> web.Response:
     # LIMIT: memory and processor time; the client waits and sends again.
     if context.uploads >= context.bounds.uploads_max:
         raise Overloaded(f"{context.uploads} packs are being taken in already", retry_after_s=1)
+    share = context.upload_shares.take()
     context.uploads += 1
     try:
+        # Before a byte of it is read: a pack for which there is no room is not half sent.
+        await context.bridge.work(context.store.room.demand, request.content_length or 0)
         ingest = await context.bridge.work(
             context.store.pushes.begin_pack, push, pack, by=identity.principal, runs_size=runs_size
         )
         stored = await _take_in(request, ingest, limit)
     finally:
         context.uploads -= 1
+        context.upload_shares.give_back(share)
     context.metrics.packs.inc()
     return respond_json(stored, status=200 if stored.duplicate else 201)
 
