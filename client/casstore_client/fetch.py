@@ -3,7 +3,8 @@
 Owns which bytes of which packs are asked for.  Chunks that lie near each other in one pack come in one request.  A chunk that
 is wanted while it is on its way, or still held by someone, is not fetched again; once nobody holds it, it is forgotten.
 
-A pack may be rewritten while a pull goes on.  Then it is gone, and its chunks lie elsewhere: the pages are asked once more.
+A pack may be rewritten while a pull goes on, or since the page was kept.  Then it is gone, and its chunks lie elsewhere: the pages are
+asked once more.
 
 Threads: everything but the decoding runs on the loop's thread.
 """
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Se
 from typing import Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
-from casstore.errors import DamagedObject, MalformedDocument, PackNotFound, TooLarge
+from casstore.errors import CasstoreError, DamagedObject, MalformedDocument, NotFound, PackNotFound, TooLarge
 from casstore.formats.pack import FRAME_HEADER_BYTES, ObjectKind, decode_frame, open_frame
 from casstore.ids import ChunkId, PackId, PageDigest
 from casstore.limits import (
@@ -35,6 +36,20 @@ _DECODE_BYTES: Final = MIB  # stored bytes that one thread decodes at a time
 
 Relocate: TypeAlias = Callable[[Set[PageDigest]], Awaitable[Mapping[bytes, ChunkAt]]]
 """Asks again where the chunks of these pages lie."""
+
+
+class LayoutsReplaced(Exception):
+    """The server puts the files of a page together from other chunks than those that its layout named before.
+
+    Never leaves a pull.
+
+    Args:
+        fault: what led to asking.
+    """
+
+    def __init__(self, fault: CasstoreError) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
 
 
 class Chunk:
@@ -132,15 +147,25 @@ class Fetcher:
         async with self._slots:
             try:
                 await self._fetch_range(part)
-                return
-            except PackNotFound:
-                pass
+            except (PackNotFound, DamagedObject) as fault:
+                await self._find_again(part, fault)
+
+    async def _find_again(self, part: _Range, fault: CasstoreError) -> None:
+        """Ask where the chunks lie now: packs are rewritten, and what is damaged may have been stored anew elsewhere."""
+        try:
             found = await self._relocate({chunk.page for chunk in part.chunks})
-            for chunk in part.chunks:
-                chunk.at = found[chunk.id]
-            # A second time is once too often: then it is not that the pack was rewritten.
-            for moved in plan_ranges(part.chunks):
-                await self._fetch_range(moved)
+        except NotFound:
+            raise fault from None
+        before = [chunk.at for chunk in part.chunks]
+        for chunk in part.chunks:
+            if chunk.id not in found:
+                raise LayoutsReplaced(fault) from None
+            chunk.at = found[chunk.id]
+        if [chunk.at for chunk in part.chunks] == before:
+            raise fault
+        # A second time is once too often: then it is not that the pack was rewritten.
+        for moved in plan_ranges(part.chunks):
+            await self._fetch_range(moved)
 
     async def _fetch_range(self, part: _Range) -> None:
         for chunk in part.chunks:

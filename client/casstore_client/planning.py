@@ -13,7 +13,7 @@ Memory: ``WINDOWS_MAX`` windows, each of ``WINDOW_BYTES`` and at most one file o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Final, NamedTuple
 
 from casstore.errors import MalformedDocument
@@ -77,15 +77,15 @@ class Restorer:
         self._runs: list[_Run] = []
         self._previous: dict[LargeFile, asyncio.Task[None]] = {}
 
-    async def add_page(self, page: Page) -> None:
-        """Take the files and links of a page; waits while too much is under way."""
+    async def add_page(self, page: Page, taken: Set[bytes] = frozenset()) -> None:
+        """Take the files and links of a page, but for the paths that are ``taken``; waits while too much is under way."""
         rows = iter(page.layout.files)
         links: list[TreeEntry] = []
         for entry in page.entries:
             if entry.type is EntryType.FILE:
-                assert entry.digest is not None, "a file has a digest"
-                job = FileJob(entry.path, entry.mode, entry.size, entry.digest, [])
-                await self.add_file(job, next(rows) if entry.size else (), page)
+                row = next(rows) if entry.size else ()
+                if entry.path not in taken:
+                    await self.add_file(file_job(entry), row, page)
             elif entry.type is EntryType.LINK:
                 links.append(entry)
         if links:
@@ -181,6 +181,12 @@ async def _arrivals(parts: Iterable[Part]) -> None:
     for task in {part.chunk.arrival for part in parts}:
         assert task is not None, "chunks are fetched from the moment their window begins"
         await task
+
+
+def file_job(entry: TreeEntry) -> FileJob:
+    """The file that an entry stands for, without its parts."""
+    assert entry.digest is not None, "a file has a digest"
+    return FileJob(entry.path, entry.mode, entry.size, entry.digest, [])
 
 
 def blob_job(path: bytes, mode: int | None, digest: BlobDigest, page: Page) -> tuple[FileJob, Sequence[Extent]]:

@@ -1,0 +1,15 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or fills the cache of the user who runs it, nor that of another test."""
+    directory = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CASSTORE_CACHE_DIR", str(directory))
+    return directory
