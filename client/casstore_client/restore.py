@@ -29,7 +29,7 @@ from casstore_client.fetch import Chunk
 
 MTIME_ORIGIN_S: Final = 946_684_800  # 2000-01-01T00:00:00Z
 _SPECIAL_BITS: Final = 0o6000  # set-user-id and set-group-id: the system may drop them without a word
-CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class Part(NamedTuple):
@@ -148,7 +148,7 @@ class TreeWriter:
                 raise wrong_content(path, digest, found)
         elif not parts and digest != EMPTY_DIGEST:
             raise wrong_content(path, digest, EMPTY_DIGEST)
-        fd = below.open(path, CREATE_FLAGS, 0o666 if mode is None else 0o600)
+        fd = below.open(path, _CREATE, 0o666 if mode is None else 0o600)
         try:
             if len(parts) > 1:
                 hasher = Blake3Hasher()
@@ -166,7 +166,7 @@ class TreeWriter:
 
     def _create_large(self, job: FileJob) -> int:
         with Beneath(self._root_fd) as below:
-            return below.open(job.path, CREATE_FLAGS, 0o666 if job.mode is None else 0o600)
+            return below.open(job.path, _CREATE, 0o666 if job.mode is None else 0o600)
 
 
 class LargeFile:

@@ -25,19 +25,18 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from casstore.hashing import Blake3Hasher, blake3_256
 from casstore.limits import KIB, MIB
 from casstore_client.beneath import Beneath
 from casstore_client.errors import local_fault
-from casstore_client.restore import CREATE_FLAGS, FileJob, finish_file, mtime_ns, write_all, write_hashed
+from casstore_client.restore import FileJob, finish_file, mtime_ns, write_all, write_hashed
 
 # LIMIT: what one thread holds of one file; larger ones go through in pieces of this size.
 PIECE_BYTES: Final = MIB
 CLONE_BYTES: Final = 64 * KIB  # below it, sharing blocks costs more than copying them
-_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-_CREATE_READABLE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
+_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FICLONE: Final = 0x40049409
 _NO_CLONES: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
 
@@ -97,67 +96,81 @@ class SeedReader:
         Raises:
             InvalidInput, CapacityError: the file system of the destination refuses.
         """
+        done: list[bool] = []
+        above: bytes | None = None
+        target_fd = -1
+        source_fds: list[tuple[Seed, int]] = []
         with ExitStack() as stack:
             target = stack.enter_context(Beneath(self._root_fd))
             sources = [(seed, stack.enter_context(Beneath(seed.fd))) for seed in self._seeds]
-            return [self._take(sources, target, job) for job in jobs]
-
-    def _take(self, sources: Sequence[tuple[Seed, Beneath]], target: Beneath, job: FileJob) -> bool:
-        for seed, below in sources:
-            try:
-                fd = below.open(job.path, _READ)
-            except OSError:
-                continue
-            try:
-                if _take_open(seed, below, fd, target, job):
-                    return True
-            except OSError as error:
-                raise local_fault("write", job.path, error) from error
-            finally:
-                os.close(fd)
-        return False
+            for job in jobs:
+                parent, _, name = job.path.rpartition(b"/")
+                try:
+                    if parent != above:
+                        target_fd = target.directory(parent)
+                        source_fds = _open_sources(sources, parent)
+                        above = parent
+                    done.append(any(_take(seed, _Place(fd, target_fd, name), job) for seed, fd in source_fds))
+                except OSError as error:
+                    raise local_fault("write", job.path, error) from error
+        return done
 
 
-def _take_open(seed: Seed, below: Beneath, fd: int, target: Beneath, job: FileJob) -> bool:
-    """Take one file from an open one of a seed.  What the seed's file system refuses is a no; the rest raises."""
+class _Place(NamedTuple):
+    """Where a file lies in a seed and where it goes: a name in two directories."""
+
+    source_fd: int
+    target_fd: int
+    name: bytes
+
+
+def _open_sources(sources: Sequence[tuple[Seed, Beneath]], path: bytes) -> list[tuple[Seed, int]]:
+    """The directory ``path`` of those seeds that have it."""
+    found: list[tuple[Seed, int]] = []
+    for seed, below in sources:
+        with suppress(OSError):
+            found.append((seed, below.directory(path)))
+    return found
+
+
+def _take(seed: Seed, place: _Place, job: FileJob) -> bool:
+    """Take one file.  What the seed's file system refuses is a no; what that of the destination refuses raises."""
     try:
-        info = os.fstat(fd)
+        fd = os.open(place.name, _READ, dir_fd=place.source_fd)
     except OSError:
         return False
-    if not stat.S_ISREG(info.st_mode) or info.st_size != job.size:
-        return False
-    linked = seed.links and _may_link(info, job)
-    if not linked and seed.clones and job.size >= CLONE_BYTES:
-        cloned = _clone(seed, fd, target, job)
-        if cloned is not None:
-            return cloned
-    if job.size > PIECE_BYTES:
-        if linked and _hashes_to(fd, job) and _link(seed, below, target, job, info):
-            return True
-        return _copy(fd, target, job)
-    data = _read_at(fd, job.size + 1, 0)
-    if data is None or len(data) != job.size or blake3_256(data) != job.digest:
-        return False
-    if not (linked and _link(seed, below, target, job, info)):
-        _write(target, job, data)
-    return True
+    try:
+        info = os.fstat(fd)
+        if info.st_size != job.size or not stat.S_ISREG(info.st_mode):
+            return False
+        may_link = seed.links and _may_link(info, job)
+        if not may_link and seed.clones and job.size >= CLONE_BYTES:
+            cloned = _clone(seed, fd, place, job)
+            if cloned is not None:
+                return cloned
+        if job.size > PIECE_BYTES:
+            return (may_link and _hashes_to(fd, job) and _link(seed, place, info)) or _copy(fd, place, job)
+        data = _read_at(fd, job.size + 1, 0)
+        if len(data) != job.size or blake3_256(data) != job.digest:
+            return False
+        if not (may_link and _link(seed, place, info)):
+            _write(place, job, data)
+        return True
+    finally:
+        os.close(fd)
 
 
 def _may_link(info: os.stat_result, job: FileJob) -> bool:
     """Whether a file of a seed is in all that a link shares what a pull would make: owner, mode and time."""
     return (
-        info.st_uid == os.geteuid()
+        info.st_mtime_ns == mtime_ns(job.digest)
         and stat.S_IMODE(info.st_mode) == job.mode
-        and info.st_mtime_ns == mtime_ns(job.digest)
+        and info.st_uid == os.geteuid()
     )
 
 
-def _link(seed: Seed, below: Beneath, target: Beneath, job: FileJob, info: os.stat_result) -> bool:
-    try:
-        source_fd, name = below.locate(job.path)
-    except OSError:
-        return False
-    target_fd, _ = target.locate(job.path)
+def _link(seed: Seed, place: _Place, info: os.stat_result) -> bool:
+    source_fd, target_fd, name = place
     try:
         os.link(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
     except OSError as error:
@@ -178,9 +191,9 @@ def _identity(info: os.stat_result) -> tuple[int, int, int, int, int, int]:
     return (info.st_dev, info.st_ino, info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns)
 
 
-def _clone(seed: Seed, fd: int, target: Beneath, job: FileJob) -> bool | None:
+def _clone(seed: Seed, fd: int, place: _Place, job: FileJob) -> bool | None:
     """Share the blocks of a file; None if that cannot be done here."""
-    out = target.open(job.path, _CREATE_READABLE, 0o600)
+    out = _create(place, os.O_RDWR)
     taken: bool | None = False
     try:
         try:
@@ -195,13 +208,13 @@ def _clone(seed: Seed, fd: int, target: Beneath, job: FileJob) -> bool | None:
             if taken:
                 finish_file(out, job)
     finally:
-        _close_or_drop(out, target, job, keep=taken is True)
+        _close_or_drop(out, place, keep=taken is True)
     return taken
 
 
-def _copy(fd: int, target: Beneath, job: FileJob) -> bool:
+def _copy(fd: int, place: _Place, job: FileJob) -> bool:
     """Copy a large file, hashing what is written."""
-    out = target.open(job.path, CREATE_FLAGS, 0o600)
+    out = _create(place, os.O_WRONLY)
     taken = False
     try:
         hasher = Blake3Hasher()
@@ -216,12 +229,12 @@ def _copy(fd: int, target: Beneath, job: FileJob) -> bool:
             finish_file(out, job)
             taken = True
     finally:
-        _close_or_drop(out, target, job, keep=taken)
+        _close_or_drop(out, place, keep=taken)
     return taken
 
 
-def _write(target: Beneath, job: FileJob, data: bytes) -> None:
-    out = target.open(job.path, CREATE_FLAGS, 0o600)
+def _write(place: _Place, job: FileJob, data: bytes) -> None:
+    out = _create(place, os.O_WRONLY)
     try:
         write_all(out, data)
         finish_file(out, job)
@@ -229,11 +242,15 @@ def _write(target: Beneath, job: FileJob, data: bytes) -> None:
         os.close(out)
 
 
-def _close_or_drop(out: int, target: Beneath, job: FileJob, *, keep: bool) -> None:
+def _create(place: _Place, access: int) -> int:
+    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(place.name, access | flags, 0o600, dir_fd=place.target_fd)
+
+
+def _close_or_drop(out: int, place: _Place, *, keep: bool) -> None:
     os.close(out)
     if not keep:
-        target_fd, name = target.locate(job.path)
-        os.unlink(name, dir_fd=target_fd)
+        os.unlink(place.name, dir_fd=place.target_fd)
 
 
 def _hashes_to(fd: int, job: FileJob) -> bool:
@@ -248,8 +265,9 @@ def _hashes_to(fd: int, job: FileJob) -> bool:
     return hasher.digest() == job.digest
 
 
-def _read_at(fd: int, size: int, offset: int) -> bytes | None:
-    """As ``pread``; None where the file cannot be read."""
-    with suppress(OSError):
+def _read_at(fd: int, size: int, offset: int) -> bytes:
+    """As ``pread``; nothing where the file cannot be read."""
+    try:
         return os.pread(fd, size, offset)
-    return None
+    except OSError:
+        return b""
