@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence, Set
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from casstore.errors import TreeNotFound, Unavailable
 from casstore.ids import BlobDigest, PageDigest, TreeDigest
 from casstore.wire import ChunkAt
 from casstore_client.destination import Destination
-from casstore_client.errors import TransportError, show_path
+from casstore_client.errors import TransportError, local_fault, show_path
 from casstore_client.fetch import Fetcher, LayoutsReplaced, Relocate
 from casstore_client.page_cache import PageCache
 from casstore_client.pages import PageStore, fetch_all, fetch_blob_page, fetch_root, relocate_chunks
@@ -32,6 +32,7 @@ from casstore_client.seeding import Seeder
 from casstore_client.seeds import Seed, SeedReader, open_seed
 from casstore_client.transport import Transport
 from casstore_client.workers import Workers, finish_cleanup, first_fault
+from casstore_client.write_behind import WriteBehind
 
 
 class Pulled(NamedTuple):
@@ -90,23 +91,38 @@ async def pull(transport: Transport, digest: TreeDigest | BlobDigest | str, path
             except TreeNotFound:
                 if isinstance(digest, TreeDigest):
                     raise
-        return await _Pull(transport, options).blob(BlobDigest.parse(str(digest)), destination)
+        return await _Pull(transport, options, destination).blob(BlobDigest.parse(str(digest)))
     finally:
         await finish_cleanup(asyncio.to_thread(destination.close))
 
 
 async def _pull_tree(transport: Transport, digest: TreeDigest, destination: Destination, options: Options) -> Pulled:
     try:
-        return await _Pull(transport, options).tree(digest, destination)
+        return await _Pull(transport, options, destination).tree(digest)
     except LayoutsReplaced as error:
         if options.cache is None:
             raise error.fault from None
     # The layouts that were kept are of no use any more: once more, as if there were none.
-    return await _Pull(transport, options._replace(cache=None)).tree(digest, destination)
+    return await _Pull(transport, options._replace(cache=None), destination).tree(digest)
+
+
+class _PullMeter(ProgressMeter):
+    """Also has what was written put on the disk, now and then."""
+
+    def __init__(self, callback: Progress | None, transferred: Callable[[], int], behind: WriteBehind) -> None:
+        super().__init__(callback, transferred)
+        self._behind = behind
+
+    def add(self, files: int, count: int) -> None:
+        try:
+            self._behind.add(count)
+        except OSError as error:
+            raise local_fault("put on the disk", b"what was pulled", error) from error
+        super().add(files, count)
 
 
 class _Pull:
-    def __init__(self, transport: Transport, options: Options) -> None:
+    def __init__(self, transport: Transport, options: Options, destination: Destination) -> None:
         self._transport = transport
         self._options = options
         self._restorer: Restorer | None = None
@@ -114,9 +130,14 @@ class _Pull:
         self._requests_before = transport.stats.requests.copy()
         self._received_before = transport.stats.bytes_received
         transferred_before = transport.stats.transferred
-        self._meter = ProgressMeter(options.progress, lambda: transport.stats.transferred - transferred_before)
+        self._destination = destination
+        self._behind = WriteBehind(destination.parent_fd, enabled=options.sync)
+        self._meter = _PullMeter(
+            options.progress, lambda: transport.stats.transferred - transferred_before, self._behind
+        )
 
-    async def tree(self, digest: TreeDigest, destination: Destination) -> Pulled:
+    async def tree(self, digest: TreeDigest) -> Pulled:
+        destination = self._destination
         self._meter.enter(Phase.LIST)
         verifier = await fetch_root(self._transport, digest)
         self._meter.total_bytes = sum(ref.content_bytes for ref in verifier.pages)
@@ -130,16 +151,14 @@ class _Pull:
                     root_fd = await workers.run_light(destination.make_directory)
                     relocate = partial(relocate_chunks, self._transport, digest, verifier.pages)
                     reused = await self._restore(store, root_fd, seeds, relocate, workers)
-                await self._publish(destination, workers)
+                await self._publish(workers)
         except (TransportError, Unavailable) as error:
             if root_fd >= 0:
                 kept = show_path(destination.keep())
                 error.hint = f"pull to the same place again: what has arrived is kept in {kept} and need not come twice"
             raise
         finally:
-            if self._restorer is not None:
-                self._restorer.close()
-            await finish_cleanup(asyncio.to_thread(destination.discard))
+            await finish_cleanup(self._clean_up())
             # ORDER: the lock goes after the directory, or another pull would take it for a leftover.
             if root_fd >= 0:
                 os.close(root_fd)
@@ -185,7 +204,8 @@ class _Pull:
         await workers.run_light(writer.set_directory_modes, store.directories)
         return seeder.files, seeder.bytes
 
-    async def blob(self, digest: BlobDigest, destination: Destination) -> Pulled:
+    async def blob(self, digest: BlobDigest) -> Pulled:
+        destination = self._destination
         self._meter.enter(Phase.LIST)
         page = await fetch_blob_page(self._transport, digest)
         job, extents = blob_job(destination.temporary, None, digest, page)
@@ -200,18 +220,28 @@ class _Pull:
                     self._restorer = Restorer(fetcher, writer, workers=workers, tasks=tasks, meter=self._meter)
                     await self._restorer.add_file(job, extents, page)
                     await self._restorer.finish()
-                await self._publish(destination, workers)
+                await self._publish(workers)
         except BaseExceptionGroup as group:
             raise first_fault(group) from None
         finally:
-            if self._restorer is not None:
-                self._restorer.close()
-            await finish_cleanup(asyncio.to_thread(destination.discard))
+            await finish_cleanup(self._clean_up())
         return Pulled(digest, "blob", 1, 0, 0, job.size, *self._costs())
 
-    async def _publish(self, destination: Destination, workers: Workers) -> None:
+    async def _clean_up(self) -> None:
+        """Close what is open and remove what is not wanted; no worker runs any more."""
+        with suppress(OSError):  # where it matters, the pull has failed of it already
+            await self._behind.finish()
+        if self._restorer is not None:
+            self._restorer.close()
+        await asyncio.to_thread(self._destination.discard)
+
+    async def _publish(self, workers: Workers) -> None:
         self._meter.enter(Phase.SYNC)
-        await workers.run(partial(destination.publish, sync=self._options.sync))
+        try:
+            await self._behind.finish()
+        except OSError as error:
+            raise local_fault("put on the disk", b"what was pulled", error) from error
+        await workers.run(partial(self._destination.publish, sync=self._options.sync))
         self._meter.enter(Phase.DONE)
 
     def _costs(self) -> tuple[int, float, dict[str, int]]:
