@@ -85,7 +85,8 @@ class PageCache:
             path = self._path(digest)
             temporary = path.with_name(f".{path.name}-{os.urandom(6).hex()}")
             try:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for directory in (self._all.parent, self._all, self._own):
+                    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 # Not synced: after a power cut it may be short, and then its checksum does not hold.
                 with temporary.open("xb") as file:
                     file.write(_MAGIC + blake3_256(body))

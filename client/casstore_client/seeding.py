@@ -1,7 +1,7 @@
 """Goes through the pages of a tree and takes from seeds what they have, a few pages ahead of what is fetched.
 
-Owns how that work is spread over threads: small files of a page go together to the one thread for light work, larger ones by a few
-megabytes to the others.  Pages come out in order, each with the paths that are done.
+Owns how that work is spread over threads: the files of a page, some hundred or some megabytes at a time.  Pages come out in order, each
+with the paths that are done.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from casstore.formats.tree import EntryType
 from casstore_client.pages import Page
-from casstore_client.planning import BATCH_BYTES, LIGHT_FILE_BYTES, file_job
+from casstore_client.planning import BATCH_BYTES, BATCH_FILES, file_job
 from casstore_client.progress_events import ProgressMeter
 from casstore_client.restore import FileJob
 from casstore_client.seeds import SeedReader
@@ -63,32 +63,24 @@ class Seeder:
             yield first, await taking
 
     async def _take_page(self, page: Page) -> set[bytes]:
-        light: list[FileJob] = []
-        heavy: list[list[FileJob]] = []
-        heavy_bytes = BATCH_BYTES
+        batches: list[list[FileJob]] = []
+        size = BATCH_BYTES
         for entry in page.entries:
-            if entry.type is not EntryType.FILE or not entry.size:
-                continue
-            if entry.size < LIGHT_FILE_BYTES:
-                light.append(file_job(entry))
-                continue
-            if heavy_bytes >= BATCH_BYTES:
-                heavy.append([])
-                heavy_bytes = 0
-            heavy[-1].append(file_job(entry))
-            heavy_bytes += entry.size
-        done = [self._take(jobs, heavy=True) for jobs in heavy]
-        if light:
-            done.append(self._take(light, heavy=False))
-        return set().union(*await asyncio.gather(*done))
+            if entry.type is EntryType.FILE and entry.size:
+                if size >= BATCH_BYTES or len(batches[-1]) >= BATCH_FILES:
+                    batches.append([])
+                    size = 0
+                batches[-1].append(file_job(entry))
+                size += entry.size
+        taken = await asyncio.gather(*(self._take(jobs) for jobs in batches))
+        return {job.path for jobs in taken for job in jobs}
 
-    async def _take(self, jobs: Sequence[FileJob], *, heavy: bool) -> set[bytes]:
+    async def _take(self, jobs: Sequence[FileJob]) -> list[FileJob]:
         assert self._reader is not None, "there are seeds"
-        run = self._workers.run if heavy else self._workers.run_light
-        answers = await run(self._reader.take, jobs)
+        answers = await self._workers.run(self._reader.take, jobs)
         taken = [job for job, is_taken in zip(jobs, answers, strict=True) if is_taken]
         size = sum(job.size for job in taken)
         self.files += len(taken)
         self.bytes += size
         self._meter.add(len(taken), size)
-        return {job.path for job in taken}
+        return taken
