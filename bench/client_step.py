@@ -7,14 +7,13 @@ import os
 import resource
 import sys
 import time
-from itertools import pairwise
 
 from casstore_client import Client
 from casstore_client.config import load_settings
 
 
 def main() -> None:
-    """``push PATH`` or ``pull DIGEST DEST [--no-sync] [--link] [--no-cache] [--seed DIR]``."""
+    """``push PATH`` or ``pull DIGEST DEST [--no-sync]``."""
     words = sys.argv[1:]
     settings = load_settings()
     digest = ""
@@ -23,15 +22,7 @@ def main() -> None:
         if words[0] == "push":
             digest = client.push(words[1]).artifact.digest
         else:
-            seeds = [word for before, word in pairwise(words) if before == "--seed"]
-            client.pull(
-                words[1],
-                words[2],
-                sync="--no-sync" not in words,
-                seeds=seeds,
-                link="--link" in words,
-                cache="--no-cache" not in words,
-            )
+            client.pull(words[1], words[2], sync="--no-sync" not in words)
         seconds = time.perf_counter() - began
         stats = client.stats
     requests = ", ".join(f"{count} {step}" for step, count in stats.requests.items())
