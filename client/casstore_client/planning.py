@@ -97,7 +97,7 @@ class Restorer:
         if job.size > LARGE_FILE_BYTES:
             await self.add_large(self._writer.open_large(job), extents, page)
             return
-        job.parts.extend(self._parts(extents, page))
+        job.parts.extend(self._parts(job, extents, page))
         self._jobs.append(job)
         self._jobs_bytes += job.size
         if len(self._jobs) >= BATCH_FILES or self._jobs_bytes >= BATCH_BYTES:
@@ -109,7 +109,7 @@ class Restorer:
         """Take a file that is written run by run."""
         parts: list[Part] = []
         size = 0
-        for part in self._parts(extents, page):
+        for part in self._parts(file.job, extents, page):
             parts.append(part)
             size += part.length
             if self._fetcher.wanted_bytes >= WINDOW_BYTES or size >= RUN_BYTES:
@@ -127,11 +127,15 @@ class Restorer:
         for file in self._previous:
             file.close()
 
-    def _parts(self, extents: Iterable[Extent], page: Page) -> Iterable[Part]:
+    def _parts(self, job: FileJob, extents: Iterable[Extent], page: Page) -> Iterable[Part]:
         want = self._fetcher.want
+        at = 0
         for ordinal, offset, length in extents:
             chunk, plain_length = page.layout.chunks[ordinal]
-            yield Part(want(chunk, plain_length, page.chunks[ordinal], page.digest), offset, length)
+            # What a seed has of a file that is not whole there lies where it would lie in the whole one, if anywhere.
+            hint = (job.path, at) if job.size > plain_length == length else None
+            yield Part(want(chunk, plain_length, page.chunks[ordinal], page.digest, hint), offset, length)
+            at += length
 
     def _end_batch(self) -> None:
         if self._jobs:

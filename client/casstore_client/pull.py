@@ -53,7 +53,7 @@ class Pulled(NamedTuple):
     reused_files: int = 0
     """Of the files, those that were taken from seeds."""
     reused_bytes: int = 0
-    """Of content in them."""
+    """Of content in them, and in parts of other files that were taken from seeds."""
 
 
 class Options(NamedTuple):
@@ -191,9 +191,10 @@ class _Pull:
         await workers.run_light(writer.make_directories, store.directories)
         try:
             async with asyncio.TaskGroup() as tasks:
-                fetcher = Fetcher(self._transport, workers, tasks, relocate)
-                self._restorer = Restorer(fetcher, writer, workers=workers, tasks=tasks, meter=self._meter)
                 reader = SeedReader(seeds, root_fd) if seeds else None
+                find_locally = reader.find_chunks if reader is not None else None
+                fetcher = Fetcher(self._transport, workers, tasks, relocate, find_locally)
+                self._restorer = Restorer(fetcher, writer, workers=workers, tasks=tasks, meter=self._meter)
                 seeder = Seeder(reader, workers=workers, tasks=tasks, meter=self._meter)
                 async with aclosing(seeder.run(iter(store))) as pages:
                     async for page, taken in pages:
@@ -202,7 +203,7 @@ class _Pull:
         except BaseExceptionGroup as group:
             raise first_fault(group) from None
         await workers.run_light(writer.set_directory_modes, store.directories)
-        return seeder.files, seeder.bytes
+        return seeder.files, seeder.bytes + fetcher.found_bytes
 
     async def blob(self, digest: BlobDigest) -> Pulled:
         destination = self._destination

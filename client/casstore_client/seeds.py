@@ -31,6 +31,7 @@ from casstore.hashing import Blake3Hasher, blake3_256
 from casstore.limits import KIB, MIB
 from casstore_client.beneath import Beneath
 from casstore_client.errors import local_fault
+from casstore_client.fetch import Chunk
 from casstore_client.restore import FileJob, finish_file, mtime_ns, write_all, write_hashed
 
 # LIMIT: what one thread holds of one file; larger ones go through in pieces of this size.
@@ -114,6 +115,36 @@ class SeedReader:
                 except OSError as error:
                     raise local_fault("write", job.path, error) from error
         return done
+
+    def find_chunks(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """Look for chunks of larger files at the place where their hints say that a seed may have them: what was written of a file
+        when a pull was interrupted, the part before the first change of one that changed.
+
+        Returns:
+            those that are not there; the others have their bytes, verified.
+        """
+        with ExitStack() as stack:
+            sources = [stack.enter_context(Beneath(seed.fd)) for seed in self._seeds]
+            return [chunk for chunk in chunks if not any(_find_chunk(below, chunk) for below in sources)]
+
+
+def _find_chunk(below: Beneath, chunk: Chunk) -> bool:
+    assert chunk.hint is not None, "only chunks with hints are looked for"
+    path, offset = chunk.hint
+    try:
+        fd = below.open(path, _READ)
+    except OSError:
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        data = _read_at(fd, chunk.length, offset)
+    finally:
+        os.close(fd)
+    if len(data) != chunk.length or blake3_256(data) != chunk.id:
+        return False
+    chunk.plain = data
+    return True
 
 
 class _Place(NamedTuple):

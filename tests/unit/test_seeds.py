@@ -13,8 +13,10 @@ import pytest
 
 from casstore.errors import CapacityError, InvalidInput
 from casstore.hashing import blake3_256
-from casstore.ids import BlobDigest
+from casstore.ids import BlobDigest, ChunkId, PackId, PageDigest
+from casstore.wire import ChunkAt
 from casstore_client import seeds as seeds_module
+from casstore_client.fetch import Chunk
 from casstore_client.restore import FileJob, mtime_ns
 from casstore_client.seeds import PIECE_BYTES, Seed, SeedReader, open_seed
 from tests.support.filetrees import make_tree, run_as_nobody
@@ -301,6 +303,38 @@ def test_a_file_system_without_clones_is_asked_once(
     monkeypatch.setattr(seeds_module.fcntl, "ioctl", refuse)
     assert take(dest, job_of(b"a", LARGE), job_of(b"b", LARGE), seeds=[tmp_path / "seed"]) == [True, True]
     assert len(asked) == 1
+
+
+# --- chunks ----------------------------------------------------------------------------------------------------------
+
+
+def chunk_of(data: bytes, path: bytes, offset: int) -> Chunk:
+    chunk = Chunk(ChunkId(blake3_256(data)), len(data), ChunkAt(PackId(bytes(16)), 24, 100), PageDigest(bytes(32)))
+    chunk.hint = (path, offset)
+    return chunk
+
+
+def test_chunks_are_found_at_their_offset_only_if_they_are_there(tmp_path: Path) -> None:
+    make_tree(tmp_path / "one", {b"d/f": b"aaaaXXXXcccc", b"short": b"aaaab"})
+    make_tree(tmp_path / "two", {b"d/f": b"....bbbb"})
+    os.mkfifo(tmp_path / "two" / "pipe")
+    os.symlink(tmp_path / "one" / "short", tmp_path / "two" / "link")
+    there = [chunk_of(b"aaaa", b"d/f", 0), chunk_of(b"bbbb", b"d/f", 4), chunk_of(b"cccc", b"d/f", 8)]
+    absent = [
+        chunk_of(b"cccc", b"d/f", 9),
+        chunk_of(b"dddd", b"d/f", 1 << 40),
+        chunk_of(b"bbbb", b"short", 4),
+        chunk_of(b"aaaa", b"pipe", 0),
+        chunk_of(b"aaaa", b"link", 0),
+        chunk_of(b"aaaa", b"d", 0),
+        chunk_of(b"aaaa", b"no/such", 0),
+    ]
+    seeds = [open_seed(os.fsencode(tmp_path / name), link=False) for name in ("one", "two")]
+    assert SeedReader(seeds, -1).find_chunks(there + absent) == absent
+    assert [chunk.plain for chunk in there] == [b"aaaa", b"bbbb", b"cccc"]
+    assert {chunk.plain for chunk in absent} == {b""}
+    for seed in seeds:
+        seed.close()
 
 
 def test_a_seed_that_is_no_directory(tmp_path: Path) -> None:
