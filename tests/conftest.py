@@ -11,5 +11,7 @@ import pytest
 def own_cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or fills the cache of the user who runs it, nor that of another test."""
     directory = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("CASSTORE_CACHE_DIR", str(directory))
+    # Both: tests that have a configuration of their own clear the variables of this program.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(directory))
+    monkeypatch.setenv("CASSTORE_CACHE_DIR", str(directory / "casstore"))
     return directory
