@@ -104,11 +104,11 @@ class Destination:
         if self._leftovers:
             return list(self._leftovers.values())
         found: list[tuple[int, bytes, int]] = []
+        names: list[bytes] = []
         pattern = re.compile(re.escape(self._prefix) + rb"[0-9a-f]{12}")
-        for text in os.listdir(self.parent_fd):
-            name = os.fsencode(text)
-            if name == self.temporary or not pattern.fullmatch(name):
-                continue
+        with suppress(OSError), os.scandir(self.parent_fd) as entries:
+            names = [name for entry in entries if pattern.fullmatch(name := os.fsencode(entry.name))]
+        for name in names:
             with suppress(OSError):  # it is gone, or no directory, or somebody's whom we cannot look at
                 fd = os.open(name, DIRECTORY_FLAGS, dir_fd=self.parent_fd)
                 info = os.fstat(fd)

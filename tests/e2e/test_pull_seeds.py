@@ -8,12 +8,13 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from casstore.chunking import Parameters
-from casstore.errors import CapacityError, DamagedObject, InvalidInput
+from casstore.errors import CapacityError, DamagedObject, InvalidInput, NotFound
 from casstore.limits import KIB
 from casstore_client import AsyncClient, Client, TransportError
 from casstore_client import destination as destination_module
@@ -23,7 +24,7 @@ from casstore_client.config import cache_dir
 from tests.support.fakecontent import FakeContent
 from tests.support.filetrees import make_tree, odd_tree, read_tree
 from tests.support.meddler import Meddler
-from tests.support.server import ROOT, Running
+from tests.support.server import ROOT, Running, ServerProcess, token_of
 from tests.support.treebuild import BuiltTree, Directory, File, build_tree
 
 
@@ -155,6 +156,32 @@ async def test_only_pages_that_are_new_are_asked_for(server: Running, tmp_path: 
         assert read_tree(tmp_path / "three") == read_tree(top)
         four = await client.pull(second.digest, tmp_path / "four", cache=False)
         assert four.received_bytes > three.received_bytes
+
+
+async def test_a_pack_that_is_gone_and_comes_back(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A real server whose disk has lost packs, and a listing that was kept: a clear refusal, and nothing is left."""
+    top = odd_tree(tmp_path / "tree")
+    process = start_server()
+    listen = ("--listen", process.url.removeprefix("http://"))
+    async with AsyncClient(process.url, token=token_of(process.created)) as client:
+        await client.push(top / "huge.bin")
+        packs = sorted((process.directory / "packs").rglob("*.pack"))  # that one file, but no page and no root
+        pushed = await client.push(top)
+        await client.pull(pushed.digest, tmp_path / "one")
+    process.stop()
+    for pack in packs:
+        pack.rename(pack.with_suffix(".away"))
+    before = set(os.listdir(tmp_path))
+    process = start_server(*listen)
+    async with AsyncClient(process.url, token=token_of(process.created)) as client:
+        with pytest.raises(NotFound):
+            await client.pull(pushed.digest, tmp_path / "two")
+        assert set(os.listdir(tmp_path)) == before
+        for pack in packs:
+            pack.with_suffix(".away").rename(pack)
+        two = await client.pull(pushed.digest, tmp_path / "two")
+        assert "pages" not in two.requests, "what was kept was of use"
+    assert read_tree(tmp_path / "two") == read_tree(top)
 
 
 async def test_packs_that_were_rewritten_since(tmp_path: Path) -> None:
