@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Self
 
 from casstore.clock import Clock, SystemClock
@@ -20,8 +20,10 @@ from casstore.limits import LIST_LIMIT_DEFAULT
 from casstore.signing import SigningKey
 from casstore.wire import ArtifactList, Diff, Label, ServerConfig
 from casstore_client import content_api
+from casstore_client.config import cache_dir
 from casstore_client.content_api import Kind
 from casstore_client.ledger_api import LedgerApi
+from casstore_client.page_cache import PageCache
 from casstore_client.progress_events import Progress
 from casstore_client.pull import Options, Pulled, pull
 from casstore_client.push import Pushed, push
@@ -155,18 +157,28 @@ class AsyncClient(LedgerApi):
         *,
         replace: bool = False,
         sync: bool = True,
+        seeds: Sequence[str | bytes | os.PathLike[str]] = (),
+        link: bool = False,
+        cache: bool = True,
         progress: Progress | None = None,
     ) -> Pulled:
         """Restore a tree or blob at ``dest``: bytes, permission bits, links, empty directories.
 
-        It is made next to ``dest`` under a temporary name, verified, and renamed.  On any fault the temporary is removed and
-        ``dest`` is as it was.
+        It is made next to ``dest`` under a temporary name, verified, and renamed.  On any fault ``dest`` is as it was.  Where the
+        server went away the temporary stays, and pulling to ``dest`` again goes on from it; otherwise it is removed.
+
+        Files that a seed has are taken from there instead of fetched, once their bytes were held against the digest: by
+        sharing the blocks where the file system can, else by copying.  What is replaced is a seed by itself.
 
         Args:
             digest: what to pull, whole (``blake3:<64 hex digits>``).
             dest: must not be there, or be an empty directory.
             replace: ``dest`` may be there; it is exchanged in one step, then removed.
             sync: whether to wait until everything is on the disk.
+            seeds: directories to take files from, such as earlier pulls.
+            link: files of seeds that an earlier pull made may become hard links: only for trees that nobody writes to, because a
+                write to one name shows under the other.
+            cache: whether listings are kept in the user's cache directory, so that the next pull asks only for what is new of them.
             progress: told how far it is, on the loop's thread.
 
         Durability: with ``sync``, all of it survives a power cut when this returns.
@@ -176,10 +188,12 @@ class AsyncClient(LedgerApi):
             DestinationExists: ``dest`` is there.
             HostileTree, MalformedDocument, DigestMismatch: the tree breaks a rule; no file was written.
             DamagedObject: content is not what its digest says.
-            InvalidInput, CapacityError: the file system refuses.
+            InvalidInput, CapacityError: the file system refuses, or a seed is no directory.
             TransportError, ProtocolError: no answer, or none that a casstore server gives.
         """
-        return await pull(self.transport, digest, os.fsencode(dest), Options(replace, sync, progress))
+        pages = PageCache(cache_dir(), self.transport.url) if cache else None
+        options = Options(replace, sync, progress, tuple(os.fsencode(seed) for seed in seeds), link, pages)
+        return await pull(self.transport, digest, os.fsencode(dest), options)
 
     def cat(
         self, digest: TreeDigest | BlobDigest | str, path: str | bytes | None = None

@@ -73,6 +73,12 @@ def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return _xdg(environ, "XDG_STATE_HOME", ".local/state")
 
 
+def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """``$CASSTORE_CACHE_DIR``, else ``$XDG_CACHE_HOME/casstore``, by default ``~/.cache/casstore``: what may be removed at any time."""
+    named = environ.get("CASSTORE_CACHE_DIR")
+    return Path(named) if named else _xdg(environ, "XDG_CACHE_HOME", ".cache")
+
+
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     """The configuration file: ``$CASSTORE_CONFIG``, else ``config.toml`` in :func:`config_dir`."""
     named = environ.get("CASSTORE_CONFIG")

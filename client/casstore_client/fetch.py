@@ -3,7 +3,8 @@
 Owns which bytes of which packs are asked for.  Chunks that lie near each other in one pack come in one request.  A chunk that
 is wanted while it is on its way, or still held by someone, is not fetched again; once nobody holds it, it is forgotten.
 
-A pack may be rewritten while a pull goes on.  Then it is gone, and its chunks lie elsewhere: the pages are asked once more.
+A pack may be rewritten while a pull goes on, or since the page was kept.  Then it is gone, and its chunks lie elsewhere: the pages are
+asked once more.
 
 Threads: everything but the decoding runs on the loop's thread.
 """
@@ -11,11 +12,11 @@ Threads: everything but the decoding runs on the loop's thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
-from casstore.errors import DamagedObject, MalformedDocument, PackNotFound, TooLarge
+from casstore.errors import CasstoreError, DamagedObject, MalformedDocument, NotFound, PackNotFound, TooLarge
 from casstore.formats.pack import FRAME_HEADER_BYTES, ObjectKind, decode_frame, open_frame
 from casstore.ids import ChunkId, PackId, PageDigest
 from casstore.limits import (
@@ -37,10 +38,24 @@ Relocate: TypeAlias = Callable[[Set[PageDigest]], Awaitable[Mapping[bytes, Chunk
 """Asks again where the chunks of these pages lie."""
 
 
+class LayoutsReplaced(Exception):
+    """The server puts the files of a page together from other chunks than those that its layout named before.
+
+    Never leaves a pull.
+
+    Args:
+        fault: what led to asking.
+    """
+
+    def __init__(self, fault: CasstoreError) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
 class Chunk:
     """A chunk on its way.  Wait for ``arrival``, then read ``plain``."""
 
-    __slots__ = ("__weakref__", "arrival", "at", "id", "length", "page", "plain")
+    __slots__ = ("__weakref__", "arrival", "at", "hint", "id", "length", "page", "plain")
 
     def __init__(self, id: ChunkId, length: int, at: ChunkAt, page: PageDigest) -> None:
         self.id = id
@@ -50,7 +65,13 @@ class Chunk:
         self.page = page
         """The page (or blob) whose record said where it lies."""
         self.plain = b""
+        self.hint: tuple[bytes, int] | None = None
+        """A path and an offset at which a seed may have it."""
         self.arrival: asyncio.Task[None] | None = None
+
+
+FindLocally: TypeAlias = Callable[[Sequence[Chunk]], list[Chunk]]
+"""Sets ``plain`` of those chunks that lie where their hints say, verified; returns the others.  Called on a worker."""
 
 
 class _Range(NamedTuple):
@@ -89,20 +110,33 @@ class Fetcher:
         workers: threads to decompress and hash on.
         tasks: runs the requests; a failure ends the pull.
         relocate: asked when a pack is gone.
+        find_locally: looks for chunks that have a hint; None where there is nowhere to look.
     """
 
-    def __init__(self, transport: Transport, workers: Workers, tasks: asyncio.TaskGroup, relocate: Relocate) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        workers: Workers,
+        tasks: asyncio.TaskGroup,
+        relocate: Relocate,
+        find_locally: FindLocally | None = None,
+    ) -> None:
         self._transport = transport
         self._workers = workers
         self._tasks = tasks
         self._relocate = relocate
+        self._find_locally = find_locally
+        self.found_bytes = 0
+        """Plain bytes of the chunks that were not fetched because they were found by their hints."""
         self._live: WeakValueDictionary[bytes, Chunk] = WeakValueDictionary()
         self._wanted: list[Chunk] = []
         self._slots = asyncio.Semaphore(REQUESTS_MAX)
         self.wanted_bytes = 0
         """Plain bytes of the chunks that were wanted since :meth:`start`."""
 
-    def want(self, id: ChunkId, length: int, at: ChunkAt, page: PageDigest) -> Chunk:
+    def want(
+        self, id: ChunkId, length: int, at: ChunkAt, page: PageDigest, hint: tuple[bytes, int] | None = None
+    ) -> Chunk:
         """Note that a chunk is needed; it is fetched at the next :meth:`start`.
 
         Args:
@@ -110,10 +144,12 @@ class Fetcher:
             length: its plain length, as its layout says.
             at: where it lies.
             page: the page or blob whose record says so.
+            hint: path and offset at which a seed may have it.
         """
         chunk = self._live.get(id)
         if chunk is None:
             chunk = self._live[id] = Chunk(id, length, at, page)
+            chunk.hint = hint if self._find_locally is not None else None
             self._wanted.append(chunk)
             self.wanted_bytes += length
         elif chunk.length != length:
@@ -123,24 +159,45 @@ class Fetcher:
     def start(self) -> None:
         """Begin to fetch all that was wanted."""
         wanted, self._wanted, self.wanted_bytes = self._wanted, [], 0
-        for part in plan_ranges(wanted):
-            task = self._tasks.create_task(self._fetch(part))
-            for chunk in part.chunks:
-                chunk.arrival = task
+        for group in _group(chunk for chunk in wanted if chunk.hint is not None):
+            self._expect(group, self._find_or_fetch(group))
+        for part in plan_ranges(chunk for chunk in wanted if chunk.hint is None):
+            self._expect(part.chunks, self._fetch(part))
+
+    def _expect(self, chunks: Sequence[Chunk], work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
+        for chunk in chunks:
+            chunk.arrival = task
+
+    async def _find_or_fetch(self, chunks: Sequence[Chunk]) -> None:
+        assert self._find_locally is not None, "only then there are hints"
+        missing = await self._workers.run(self._find_locally, chunks)
+        self.found_bytes += sum(chunk.length for chunk in chunks) - sum(chunk.length for chunk in missing)
+        await asyncio.gather(*(self._fetch(part) for part in plan_ranges(missing)))
 
     async def _fetch(self, part: _Range) -> None:
         async with self._slots:
             try:
                 await self._fetch_range(part)
-                return
-            except PackNotFound:
-                pass
+            except (PackNotFound, DamagedObject) as fault:
+                await self._find_again(part, fault)
+
+    async def _find_again(self, part: _Range, fault: CasstoreError) -> None:
+        """Ask where the chunks lie now: packs are rewritten, and what is damaged may have been stored anew elsewhere."""
+        try:
             found = await self._relocate({chunk.page for chunk in part.chunks})
-            for chunk in part.chunks:
-                chunk.at = found[chunk.id]
-            # A second time is once too often: then it is not that the pack was rewritten.
-            for moved in plan_ranges(part.chunks):
-                await self._fetch_range(moved)
+        except NotFound:
+            raise fault from None
+        before = [chunk.at for chunk in part.chunks]
+        for chunk in part.chunks:
+            if chunk.id not in found:
+                raise LayoutsReplaced(fault) from None
+            chunk.at = found[chunk.id]
+        if [chunk.at for chunk in part.chunks] == before:
+            raise fault
+        # A second time is once too often: then it is not that the pack was rewritten.
+        for moved in plan_ranges(part.chunks):
+            await self._fetch_range(moved)
 
     async def _fetch_range(self, part: _Range) -> None:
         for chunk in part.chunks:
@@ -148,15 +205,22 @@ class Fetcher:
         data = await self._transport.read_range(
             f"/v1/packs/{part.pack}", part.start, part.end, step="ranges", media=MEDIA_PACK
         )
-        groups: list[list[Chunk]] = [[]]
-        size = 0
-        for chunk in part.chunks:
-            if size >= _DECODE_BYTES:
-                groups.append([])
-                size = 0
-            groups[-1].append(chunk)
-            size += chunk.at.stored_length
-        await asyncio.gather(*(self._workers.run(_open_chunks, data, part.start, group) for group in groups))
+        await asyncio.gather(
+            *(self._workers.run(_open_chunks, data, part.start, group) for group in _group(part.chunks))
+        )
+
+
+def _group(chunks: Iterable[Chunk]) -> list[list[Chunk]]:
+    """Cut into what one thread does at a time."""
+    groups: list[list[Chunk]] = []
+    size = _DECODE_BYTES
+    for chunk in chunks:
+        if size >= _DECODE_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(chunk)
+        size += chunk.at.stored_length
+    return groups
 
 
 def _verify_place(chunk: Chunk) -> None:

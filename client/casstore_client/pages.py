@@ -37,6 +37,7 @@ from casstore.wire import (
     encode_page_record,
 )
 from casstore_client.errors import ProtocolError, TransportError
+from casstore_client.page_cache import PageCache
 from casstore_client.transport import Transport
 from casstore_client.workers import Workers
 
@@ -125,44 +126,119 @@ class PageStore:
         self.close()
 
 
-async def fetch_all(transport: Transport, digest: TreeDigest, verifier: TreeVerifier, workers: Workers) -> PageStore:
+async def fetch_all(
+    transport: Transport, digest: TreeDigest, verifier: TreeVerifier, workers: Workers, cache: PageCache | None = None
+) -> PageStore:
     """Get all pages of a tree and verify them.
+
+    Args:
+        transport: the server.
+        digest: the tree.
+        verifier: of its root.
+        workers: where pages are decoded.
+        cache: pages that are in it are not asked for, the others are put into it.
 
     Raises:
         HostileTree, MalformedDocument, DigestMismatch: the tree breaks a rule.
         TransportError, ProtocolError: as the transport says.
     """
-    store = PageStore(sum(ref.entries for ref in verifier.pages))
-    taken = 0
-
-    def take(records: Sequence[PageRecord]) -> None:
-        nonlocal taken
-        for record in records:
-            entries = verifier.add_page(record.page)
-            layout = decode_layout(record.layout)
-            verify_layout_fits(layout, entries)
-            _verify_places(layout, record)
-            store.add(Page(verifier.pages[taken].digest, entries, layout, record.chunks), record)
-            taken += 1
-
-    async def rest() -> None:
-        wanted = [ref.digest for ref in verifier.pages[taken : taken + PAGES_REQUEST_MAX]]
-        async with aclosing(stream_records(transport, digest, wanted)) as stream:
-            async for records in stream:
-                await workers.run_light(take, records)
-
+    gathering = _Gathering(digest, verifier, cache)
     try:
-        while taken < len(verifier.pages):
-            before = taken
+        await workers.run_light(gathering.look)
+
+        async def rest() -> None:
+            async with aclosing(stream_records(transport, digest, gathering.begin_request())) as stream:
+                async for records in stream:
+                    if not await workers.run_light(gathering.take_sent, records):
+                        return
+
+        while not await workers.run_light(gathering.take_held):
+            before = gathering.progress
             # After a broken connection the next request asks only for what has not come yet.
             await transport.repeat(rest, True)
-            if taken == before:
+            if gathering.progress == before:
                 raise ProtocolError(f"the server sent none of the pages of {digest} that were asked for")
-        await workers.run_light(verifier.finish)
+        await workers.run_light(gathering.finish)
     except BaseException:
-        store.close()
+        gathering.store.close()
         raise
-    return store
+    return gathering.store
+
+
+class _Gathering:
+    """Puts pages that are held and pages that are sent into the one order of the tree."""
+
+    def __init__(self, digest: TreeDigest, verifier: TreeVerifier, cache: PageCache | None) -> None:
+        self.store = PageStore(sum(ref.entries for ref in verifier.pages))
+        self._digest = digest
+        self._verifier = verifier
+        self._cache = cache
+        self._held: set[PageDigest] = set()
+        self._taken = 0
+        self._lost = 0
+        self._wanted: list[PageDigest] = []
+        self._sent = 0
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Changes whenever there was any."""
+        return self._taken, self._lost
+
+    def look(self) -> None:
+        """See which pages are held."""
+        if self._cache is not None:
+            self._held = {ref.digest for ref in self._verifier.pages if self._cache.has(ref.digest)}
+
+    def begin_request(self) -> list[PageDigest]:
+        """The pages to ask for next."""
+        rest = self._verifier.pages[self._taken :]
+        self._wanted = [ref.digest for ref in rest if ref.digest not in self._held][:PAGES_REQUEST_MAX]
+        self._sent = 0
+        return self._wanted
+
+    def take_held(self) -> bool:
+        """Take pages as far as they are held; returns whether that was all."""
+        pages = self._verifier.pages
+        while self._taken < len(pages):
+            digest = pages[self._taken].digest
+            record = self._cache.get(digest) if self._cache is not None and digest in self._held else None
+            if record is None:
+                if digest in self._held:
+                    self._held.discard(digest)
+                    self._lost += 1
+                return False
+            self._take(record)
+        return True
+
+    def take_sent(self, records: Sequence[PageRecord]) -> bool:
+        """Take what was sent; returns False if something that was held is lost, so that this answer comes out of turn."""
+        fresh: list[tuple[PageDigest, PageRecord]] = []
+        for record in records:
+            self.take_held()
+            turn = self._verifier.pages[self._taken].digest if self._taken < len(self._verifier.pages) else None
+            if self._sent < len(self._wanted) and turn is not None and turn != self._wanted[self._sent]:
+                return False
+            self._take(record)
+            self._sent += 1
+            if turn is not None:
+                fresh.append((turn, record))
+        if self._cache is not None:
+            self._cache.put(fresh)
+        return True
+
+    def finish(self) -> None:
+        """Verify that the tree is whole."""
+        self._verifier.finish()
+        if self._cache is not None:
+            self._cache.trim()
+
+    def _take(self, record: PageRecord) -> None:
+        entries = self._verifier.add_page(record.page)
+        layout = decode_layout(record.layout)
+        verify_layout_fits(layout, entries)
+        _verify_places(layout, record)
+        self.store.add(Page(self._verifier.pages[self._taken].digest, entries, layout, record.chunks), record)
+        self._taken += 1
 
 
 async def fetch_some(transport: Transport, digest: TreeDigest, refs: Sequence[PageRef]) -> AsyncGenerator[Page, None]:

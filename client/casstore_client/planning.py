@@ -13,14 +13,14 @@ Memory: ``WINDOWS_MAX`` windows, each of ``WINDOW_BYTES`` and at most one file o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Final, NamedTuple
 
 from casstore.errors import MalformedDocument
 from casstore.formats.layout import Extent
 from casstore.formats.tree import EntryType, TreeEntry
 from casstore.ids import BlobDigest
-from casstore.limits import KIB, MIB
+from casstore.limits import MIB
 from casstore_client.fetch import Fetcher
 from casstore_client.pages import Page
 from casstore_client.progress_events import ProgressMeter
@@ -33,7 +33,6 @@ LARGE_FILE_BYTES: Final = 8 * MIB
 RUN_BYTES: Final = 64 * MIB  # of a large file that is one chunk over and over, written at a time
 BATCH_FILES: Final = 128
 BATCH_BYTES: Final = 2 * MIB
-LIGHT_FILE_BYTES: Final = 128 * KIB
 
 
 class _Run(NamedTuple):
@@ -77,15 +76,15 @@ class Restorer:
         self._runs: list[_Run] = []
         self._previous: dict[LargeFile, asyncio.Task[None]] = {}
 
-    async def add_page(self, page: Page) -> None:
-        """Take the files and links of a page; waits while too much is under way."""
+    async def add_page(self, page: Page, taken: Set[bytes] = frozenset()) -> None:
+        """Take the files and links of a page, but for the paths that are ``taken``; waits while too much is under way."""
         rows = iter(page.layout.files)
         links: list[TreeEntry] = []
         for entry in page.entries:
             if entry.type is EntryType.FILE:
-                assert entry.digest is not None, "a file has a digest"
-                job = FileJob(entry.path, entry.mode, entry.size, entry.digest, [])
-                await self.add_file(job, next(rows) if entry.size else (), page)
+                row = next(rows) if entry.size else ()
+                if entry.path not in taken:
+                    await self.add_file(file_job(entry), row, page)
             elif entry.type is EntryType.LINK:
                 links.append(entry)
         if links:
@@ -98,7 +97,7 @@ class Restorer:
         if job.size > LARGE_FILE_BYTES:
             await self.add_large(self._writer.open_large(job), extents, page)
             return
-        job.parts.extend(self._parts(extents, page))
+        job.parts.extend(self._parts(job, extents, page))
         self._jobs.append(job)
         self._jobs_bytes += job.size
         if len(self._jobs) >= BATCH_FILES or self._jobs_bytes >= BATCH_BYTES:
@@ -110,7 +109,7 @@ class Restorer:
         """Take a file that is written run by run."""
         parts: list[Part] = []
         size = 0
-        for part in self._parts(extents, page):
+        for part in self._parts(file.job, extents, page):
             parts.append(part)
             size += part.length
             if self._fetcher.wanted_bytes >= WINDOW_BYTES or size >= RUN_BYTES:
@@ -128,11 +127,15 @@ class Restorer:
         for file in self._previous:
             file.close()
 
-    def _parts(self, extents: Iterable[Extent], page: Page) -> Iterable[Part]:
+    def _parts(self, job: FileJob, extents: Iterable[Extent], page: Page) -> Iterable[Part]:
         want = self._fetcher.want
+        at = 0
         for ordinal, offset, length in extents:
             chunk, plain_length = page.layout.chunks[ordinal]
-            yield Part(want(chunk, plain_length, page.chunks[ordinal], page.digest), offset, length)
+            # What a seed has of a file that is not whole there lies where it would lie in the whole one, if anywhere.
+            hint = (job.path, at) if job.size > plain_length == length else None
+            yield Part(want(chunk, plain_length, page.chunks[ordinal], page.digest, hint), offset, length)
+            at += length
 
     def _end_batch(self) -> None:
         if self._jobs:
@@ -162,8 +165,8 @@ class Restorer:
         assert self._writer is not None, "batches need a writer"
         await _arrivals(part for job in jobs for part in job.parts)
         size = sum(job.size for job in jobs)
-        run = self._workers.run_light if size < len(jobs) * LIGHT_FILE_BYTES else self._workers.run
-        await run(self._writer.write_files, jobs)
+        # Making a file is 20 µs and more in the kernel: unlike light work, it is done sooner by several threads.
+        await self._workers.run(self._writer.write_files, jobs)
         self._meter.add(len(jobs), size)
 
     async def _write_run(self, run: _Run, previous: asyncio.Task[None] | None) -> None:
@@ -181,6 +184,12 @@ async def _arrivals(parts: Iterable[Part]) -> None:
     for task in {part.chunk.arrival for part in parts}:
         assert task is not None, "chunks are fetched from the moment their window begins"
         await task
+
+
+def file_job(entry: TreeEntry) -> FileJob:
+    """The file that an entry stands for, without its parts."""
+    assert entry.digest is not None, "a file has a digest"
+    return FileJob(entry.path, entry.mode, entry.size, entry.digest, [])
 
 
 def blob_job(path: bytes, mode: int | None, digest: BlobDigest, page: Page) -> tuple[FileJob, Sequence[Extent]]:

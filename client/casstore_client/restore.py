@@ -154,13 +154,13 @@ class TreeWriter:
                 hasher = Blake3Hasher()
                 written = 0
                 for chunk, offset, length in parts:
-                    written += _write_hashed(fd, hasher, memoryview(chunk.plain)[offset : offset + length])
+                    written += write_hashed(fd, hasher, memoryview(chunk.plain)[offset : offset + length])
                 if hasher.digest() != digest or written != size:
                     raise wrong_content(path, digest, hasher.digest())
                 os.ftruncate(fd, size)  # holes at the end have not made the file longer
             elif size:
-                _write_all(fd, single)
-            _finish(fd, job)
+                write_all(fd, single)
+            finish_file(fd, job)
         finally:
             os.close(fd)
 
@@ -196,15 +196,13 @@ class LargeFile:
             if self._fd < 0:
                 self._fd = self._create(job)
             for chunk, offset, length in parts:
-                self._written += _write_hashed(
-                    self._fd, self._hasher, memoryview(chunk.plain)[offset : offset + length]
-                )
+                self._written += write_hashed(self._fd, self._hasher, memoryview(chunk.plain)[offset : offset + length])
             if final:
                 found = self._hasher.digest()
                 if found != job.digest or self._written != job.size:
                     raise wrong_content(job.path, job.digest, found)
                 os.ftruncate(self._fd, job.size)
-                _finish(self._fd, job)
+                finish_file(self._fd, job)
                 self.close()
         except OSError as error:
             raise local_fault("write", job.path, error) from error
@@ -229,25 +227,28 @@ def wrong_content(path: bytes, expected: BlobDigest, found: bytes) -> DamagedObj
     )
 
 
-def _write_hashed(fd: int, hasher: Blake3Hasher, view: memoryview) -> int:
+def write_hashed(fd: int, hasher: Blake3Hasher, view: memoryview) -> int:
+    """Write the next bytes of a new file, as a hole where they are zeros, and hash them; returns how many."""
     hasher.update(view)
     size = len(view)
     # The file is new, so what is skipped reads as zeros; a 5 GB image of mostly nothing stays as small as it was.
     if size and not view[0] and not view[-1] and view == bytes(size):
         os.lseek(fd, size, os.SEEK_CUR)
     else:
-        _write_all(fd, view)
+        write_all(fd, view)
     return size
 
 
-def _write_all(fd: int, data: bytes | memoryview) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of it, however often the system stops short."""
     written = os.write(fd, data)
     while written < len(data):
         data = memoryview(data)[written:]
         written = os.write(fd, data)
 
 
-def _finish(fd: int, job: FileJob) -> None:
+def finish_file(fd: int, job: FileJob) -> None:
+    """Give a file its mode and its time."""
     # ORDER: the mode after the last write: writing clears set-user-id.
     if job.mode is not None:
         _set_mode(fd, job.path, job.mode)

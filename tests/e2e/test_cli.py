@@ -152,6 +152,10 @@ def test_content(run: Run, releases: tuple[str, str], tmp_path: Path) -> None:
     assert (tmp_path / "copy" / "bin" / "app").read_bytes() == b"version 2"
     assert pulled["files"] == 2
     run("pull", "api", tmp_path / "copy", code=4)
+    beside = run("pull", "api", tmp_path / "beside", "--seed", tmp_path / "copy", "--link", "--no-cache", "--json").json
+    assert (beside["reused_files"], beside["reused_bytes"]) == (2, beside["size_bytes"])
+    assert "2 of them from seeds" in run("pull", "api", tmp_path / "copy", "--replace").out
+    run("pull", "api", tmp_path / "other", "--seed", tmp_path / "missing", code=2)
     difference = run("diff", releases[0][7:20], releases[1], "--json").json
     assert [file["path"] for file in difference["components"][0]["files"]] == ["bin/app"]
     assert "bin/app" in run("diff", *releases).out

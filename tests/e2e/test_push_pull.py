@@ -338,9 +338,15 @@ async def test_a_server_that_goes_away_for_good(server: Running, tmp_path: Path)
     async with meddler.running(), open_client(server, meddler.url) as client:
         pushed = await client.push(top)
         meddler.cut_answer_after = [(b"GET /v1/packs/", 100_000)] * 50
-        with pytest.raises(TransportError):
+        with pytest.raises(TransportError) as broken:
             await client.pull(pushed.digest, tmp_path / "copy")
-    assert sorted(os.listdir(tmp_path)) == ["store", "tree"]
+        (kept,) = set(os.listdir(tmp_path)) - {"store", "tree"}
+        assert kept.startswith(".copy.casstore-")
+        assert kept in str(broken.value.hint)
+        meddler.cut_answer_after = []
+        await client.pull(pushed.digest, tmp_path / "copy")
+        assert read_tree(tmp_path / "copy") == read_tree(top)
+    assert sorted(os.listdir(tmp_path)) == ["copy", "store", "tree"]
 
 
 # --- pulls that must not succeed -------------------------------------------------------------------------------------
@@ -429,7 +435,7 @@ async def test_other_bytes_than_the_digest_names(tmp_path: Path) -> None:
 
         async def expect(error: type[CasstoreError]) -> None:
             with pytest.raises(error):
-                await client.pull(built.digest, tmp_path / "copy")
+                await client.pull(built.digest, tmp_path / "copy", cache=False)
             assert os.listdir(tmp_path) == []
             fake.root, fake.records = honest_root, dict(honest_records)
             fake.pages_from = lambda data: data

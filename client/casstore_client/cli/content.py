@@ -65,29 +65,63 @@ def push(path: str, name: str | None, labels: tuple[str, ...], settings: Setting
     "--replace", is_flag=True, help="DEST exists: put the new one in its place at once, then remove the old one."
 )
 @click.option("--no-sync", is_flag=True, help="Do not wait until it is on the disk.")
+@click.option(
+    "--seed",
+    "seeds",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(),
+    help="Take files from here where they are the same; may be given more than once.",
+)
+@click.option(
+    "--link", is_flag=True, help="What an earlier pull made may be hard-linked: only for trees that nobody writes to."
+)
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep listings of earlier pulls.")
 @connecting
 @speaking
-def pull(digest: str, dest: str, replace: bool, no_sync: bool, settings: Settings, out: Output) -> None:
+def pull(
+    digest: str,
+    dest: str,
+    replace: bool,
+    no_sync: bool,
+    seeds: tuple[str, ...],
+    link: bool,
+    no_cache: bool,
+    settings: Settings,
+    out: Output,
+) -> None:
     """Restore DIGEST (or an artifact's name) at DEST: bytes, permission bits, symlinks, empty directories.
 
-    Every file is verified. DEST appears whole or not at all.
+    Every file is verified. DEST appears whole or not at all. What is replaced is a seed by itself.
     """
     with open_client(settings, content=True) as client, ProgressLine(out) as progress:
         _, whole = client.resolve_artifact(digest)
-        result = client.pull(whole, dest, replace=replace, sync=not no_sync, progress=progress.update)
+        result = client.pull(
+            whole,
+            dest,
+            replace=replace,
+            sync=not no_sync,
+            seeds=seeds,
+            link=link,
+            cache=not no_cache,
+            progress=progress.update,
+        )
     document = {
         "digest": whole,
         "dest": dest,
         "files": result.files,
         "size_bytes": result.size_bytes,
         "received_bytes": result.received_bytes,
+        "reused_files": result.reused_files,
+        "reused_bytes": result.reused_bytes,
         "seconds": round(result.seconds, 3),
     }
 
     def people() -> None:
         rate = human_bytes(int(result.size_bytes / max(result.seconds, 1e-9)))
+        reused = f", {result.reused_files:,} of them from seeds" if result.reused_files else ""
         tell(
-            f"{dest}: {short(whole)}, {result.files:,} files, {human_bytes(result.size_bytes)} in {result.seconds:.2f} s "
+            f"{dest}: {short(whole)}, {result.files:,} files{reused}, {human_bytes(result.size_bytes)} in {result.seconds:.2f} s "
             f"({rate}/s), all verified"
         )
 
