@@ -95,7 +95,7 @@ def corpora() -> list[Corpus]:
         ("python", _pip_install, (PYTHON_1, PYTHON_2)),
         ("javascript", _npm_install, (NODE_1, NODE_2)),
     ):
-        paths = [bench_dir() / f"{name}-{number}" for number in (1, 2)]
+        paths = [(bench_dir() / f"{name}-{number}").resolve() for number in (1, 2)]
         try:
             for path, packages in zip(paths, releases, strict=True):
                 if not path.exists():
