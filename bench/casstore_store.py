@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from bench.competitors import Competitor, Measured
+from bench.eatmydata import PRELOAD
 from bench.processes import Watched, run, stored_bytes
 from bench.server import BenchServer
 from bench.steps import PULL_1, PULL_1_NO_SYNC, PULL_2, PULL_2_LINK, PUSH_1, PUSH_2, PUSH_SAME, PUSHES, VERIFY
@@ -100,7 +101,7 @@ class CasstoreWithoutFsync(Casstore):
     name = "casstore-no-fsync"
     about = "the same, with a server whose syncs do nothing (libeatmydata)"
     durable = False
-    preload = next((str(path) for path in sorted(Path("/usr/lib").glob("*/libeatmydata.so"))), None)
+    preload = PRELOAD
 
     @classmethod
     def missing(cls) -> str | None:
