@@ -25,10 +25,10 @@ _VALUE: Final = 62
 _STYLE: Final = """
   .page { fill: #ffffff } .text { fill: #1f2328 } .faint { fill: #59636e } .peer { fill: #b6bec9 } .own { fill: #0969da }
   .limit { stroke: #cf222e; stroke-width: 2 } text { font: 12px system-ui, sans-serif } .head { font-size: 16px; font-weight: 600 }
-  .title { font-weight: 600 }
+  .title { font-weight: 600 } .value { paint-order: stroke; stroke: #ffffff; stroke-width: 3px }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117 } .text { fill: #e6edf3 } .faint { fill: #9198a1 } .peer { fill: #4b535d } .own { fill: #4493f8 }
-    .limit { stroke: #ff7b72 }
+    .limit { stroke: #ff7b72 } .value { stroke: #0d1117 }
   }
 """
 
@@ -77,7 +77,7 @@ def draw(run: Run) -> str:
     ]
     for number, (corpus, found) in enumerate(columns):
         left = _GAP + number * (_COLUMN + _GAP)
-        title = f"{corpus.name.capitalize()} tree: {corpus.files:,} files, {corpus.size_bytes / 1e6:.0f} MB"
+        title = corpus.title
         parts.append(f'<text class="text head" x="{left}" y="32">{escape(title)}</text>')
         top = 56
         for panel in found:
@@ -92,6 +92,7 @@ def _panel(panel: Panel, left: int, top: int) -> list[str]:
     longest = max([seconds for _, seconds, _ in panel.bars] + [panel.limit_s or 0.0])
     room = _COLUMN - _NAME - _VALUE
     parts = [f'<text class="text title" x="{left}" y="{top + 12}">{escape(panel.title)}</text>']
+    values = []
     for number, (name, seconds, own) in enumerate(panel.bars):
         y = top + 24 + number * _PITCH
         length = max(1.5, room * seconds / longest)
@@ -100,10 +101,10 @@ def _panel(panel: Panel, left: int, top: int) -> list[str]:
         parts += [
             f'<text class="{weight}" x="{left + _NAME - 8}" y="{y + 11}" text-anchor="end">{escape(name)}</text>',
             f'<rect class="{kind}" x="{left + _NAME}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2"/>',
-            f'<text class="text" x="{left + _NAME + length + 6:.1f}" y="{y + 11}">{seconds:.2f}</text>',
         ]
+        values.append(f'<text class="text value" x="{left + _NAME + length + 6:.1f}" y="{y + 11}">{seconds:.2f}</text>')
     if panel.limit_s is not None:
         x = left + _NAME + room * panel.limit_s / longest
         bottom = top + 24 + len(panel.bars) * _PITCH - 2
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 20}" y2="{bottom}"/>')
-    return parts
+    return parts + values

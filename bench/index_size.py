@@ -49,7 +49,7 @@ def run(count: int) -> None:
         os.sync()
         _explain(home / "index", count)
         _time_open(home)
-        _time_lookups(home, count, "in memory")
+        _time_lookups(home, count, "in memory (goal: 30)")
         _forget(home / "index" / "data.mdb")
         _time_lookups(home, count, "first read from the disk", times=1)
         _time_commits(home, count)
@@ -141,7 +141,7 @@ def _time_lookups(home: Path, count: int, how: str, times: int = _TIMES) -> None
             raise SystemExit(f"{sum(answer)} of {len(wanted)} were found where half are there")
     index.close()
     label = f"look up {len(wanted):,} ids, half there, {how}"
-    print(f"{label:44} {statistics.median(found):8.1f} ms, {min(found):.1f} to {max(found):.1f} (goal: 30)")
+    print(f"{label:44} {statistics.median(found):8.1f} ms, {min(found):.1f} to {max(found):.1f}")
 
 
 def _time_commits(home: Path, count: int) -> None:

@@ -47,12 +47,23 @@ WORKS = ("push", "push-on", "walk", "verify", "write", "link")
 WAYS = {"write": ("threads", "processes", "cp"), "link": ("threads", "processes", "cp"), "walk": ("threads",)}
 
 
-def limit_s(work: str, scratch: Path, source: Path, earlier: Path | None = None) -> tuple[float, str]:
-    """Seconds that ``work`` takes at least, and the way that took least."""
+def limit_s(
+    work: str, scratch: Path, source: Path, earlier: Path | None = None, *, sync: bool = True
+) -> tuple[float, str]:
+    """Seconds that ``work`` takes at least, and the way that took least.
+
+    Args:
+        work: which.
+        scratch: a folder that is not there and may be made; it is not there afterwards.
+        source: the tree.
+        earlier: for ``push-on``, the tree whose chunks are known.
+        sync: whether all that was written before is written out first.
+    """
     found = []
     for way in WAYS.get(work, ("threads", "processes")):
         discard(scratch)
-        os.sync()
+        if sync:
+            os.sync()
         words = [sys.executable, "-m", "bench.limit", work, way, str(scratch), str(source)]
         done = subprocess.run(
             [*words, *([str(earlier)] if earlier else [])], check=True, capture_output=True, text=True
@@ -75,7 +86,7 @@ def main() -> None:
         ranges = list(_ranges(scratch))
     began = time.perf_counter()
     if way == "cp":
-        subprocess.run(["cp", "-rl" if work == "link" else "-r", source, scratch], check=True)
+        subprocess.run(["cp", "-rPl" if work == "link" else "-r", source, scratch], check=True)
     elif work == "walk":
         for _ in _walk(source, None):
             pass

@@ -46,6 +46,12 @@ class CorpusRun:
     samples: list[Sample] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        name = {"python": "Python environment", "javascript": "JavaScript tree"}.get(self.name, self.name)
+        return f"{name}: {self.files:,} files, {self.size_bytes / 1e6:.0f} MB"
+
     def competitors(self) -> list[str]:
         """In the order in which they first came."""
         return list(dict.fromkeys(sample.competitor for sample in self.samples))

@@ -31,7 +31,18 @@ PUSHES: Final = (PUSH_1, PUSH_SAME, PUSH_2)
 STANDS_FOR: Final = {PULL_1_NO_SYNC: PULL_1, PULL_2_LINK: PULL_2}
 
 
+_NEEDS: Final = {
+    PUSH_SAME: {PUSH_1},
+    PUSH_2: {PUSH_1},
+    VERIFY: {PUSH_1, PUSH_2},
+    PULL_1: {PUSH_1},
+    PULL_1_NO_SYNC: {PUSH_1},
+    PULL_2: {PUSH_1, PUSH_2, PULL_1},
+    PULL_2_LINK: {PUSH_1, PUSH_2, PULL_1},
+}
+
+
 def needed(wanted: list[str]) -> list[str]:
-    """``wanted`` and every push, in order: a pull or a check without something pushed is nothing."""
-    before = {PUSH_1, PUSH_2} if any(step not in PUSHES for step in wanted) else {PUSH_1}
-    return [step for step in TITLES if step in wanted or step in before]
+    """``wanted`` and what those steps need, in order: a pull without something pushed is nothing."""
+    all_of_them = set(wanted).union(*(_NEEDS.get(step, set()) for step in wanted))
+    return [step for step in TITLES if step in all_of_them]

@@ -75,7 +75,7 @@ def text_report(run: Run) -> str:
     """Everything, for a terminal."""
     parts = [f"{run.machine}, {run.file_system}; {run.load:.1f} processes were waiting when it began"]
     for corpus in run.corpora:
-        parts.append(f"\n{corpus.name}: {corpus.files:,} files, {corpus.size_bytes / 1e6:.0f} MB")
+        parts.append(f"\n{corpus.title}")
         for step in steps_of(corpus):
             parts += [f"\n{TITLES[step]}", _text_table(_HEAD, step_rows(run, corpus, step))]
         rows = [[cell.replace("*", "") for cell in row] for row in measure_rows(run, corpus)]
@@ -98,7 +98,6 @@ def markdown_report(run: Run) -> str:
     if run.left_out:
         parts += ["", "Left out: " + "; ".join(f"{name} ({reason})" for name, reason in run.left_out.items()) + "."]
     for corpus in run.corpora:
-        title = f"### {corpus.name.capitalize()} tree: {corpus.files:,} files, {corpus.size_bytes / 1e6:.0f} MB"
         parts += [
             "",
             title,
