@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from bench.corpora import bench_dir, corpora
+from bench.printed import kept_text
 from bench.scratch import lacks_journal, scratch_dir
 from bench.steps import TITLES
 
@@ -26,7 +27,7 @@ def main() -> None:
     if wanted.write_docs:
         from bench.document import write_document
 
-        for path in write_document(kept):
+        for path in write_document(kept, SCENARIOS):
             print(path)
         return
     if lacks_journal(scratch_dir()):
@@ -39,7 +40,8 @@ def main() -> None:
         _peers(wanted, [name for name in only if name in CORPORA], kept)
     for name in only:
         if name not in CORPORA:
-            _scenario(name, wanted)
+            with kept_text(name, shlex.join(["python", "-m", "bench", *sys.argv[1:]])):
+                _scenario(name, wanted)
 
 
 def _arguments() -> argparse.Namespace:

@@ -45,7 +45,13 @@ def run(count: int) -> None:
         how = "nothing synced" if PRELOAD else "each pack synced"
         print(f"index of {count:,} chunks, {_FRAMES_PER_PACK} a pack, {how} while it is filled", flush=True)
         environ = os.environ | ({"LD_PRELOAD": PRELOAD} if PRELOAD else {})
-        subprocess.run([sys.executable, "-m", "bench.index_size", str(home), str(count)], env=environ, check=True)
+        command = [sys.executable, "-m", "bench.index_size", str(home), str(count)]
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as filling:
+            assert filling.stdout is not None
+            for line in filling.stdout:
+                print(line, end="", flush=True)
+        if filling.returncode != 0:
+            raise SystemExit("the index was not filled")
         os.sync()
         _explain(home / "index", count)
         _time_open(home)

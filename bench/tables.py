@@ -100,7 +100,7 @@ def markdown_report(run: Run) -> str:
     for corpus in run.corpora:
         parts += [
             "",
-            title,
+            f"### {corpus.title}",
             "",
             _markdown_table(["measure", "goal", "found", ""], measure_rows(run, corpus), left=(0, 3)),
         ]
