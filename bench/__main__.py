@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ SCENARIOS = ("flips", "start", "index", "bigfile", "manyfiles", "hotrange")
 def main() -> None:
     """Run what was asked for."""
     wanted = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers end and scratch goes
     kept = wanted.json or bench_dir() / "results.json"
     if wanted.write_docs:
         from bench.document import write_document

@@ -353,7 +353,7 @@ class Kopia(CommandPeer):
 
     name = "kopia"
     about = "local repository, zstd by policy"
-    durable = True
+    durable = False
     command = "kopia"
 
     def __init__(self, home: Path, releases: tuple[Path, Path]) -> None:
