@@ -77,7 +77,7 @@ def _peers(wanted: argparse.Namespace, names: list[str], kept: Path) -> None:
 
         build()
     run = run_rounds(
-        [corpus for corpus in corpora() if corpus.name in names],
+        corpora(names),
         rounds=wanted.rounds,
         only=[name for name in wanted.peers.split(",") if name],
         steps=[step for step in wanted.steps.split(",") if step] or list(TITLES),

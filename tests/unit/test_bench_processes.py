@@ -55,7 +55,7 @@ def test_stored_bytes_count_each_inode_once_and_links_not_at_all(tmp_path: Path)
 
 @pytest.mark.parametrize("work", ["push", "push-on", "verify", "write", "link", "walk"])
 def test_every_limit_is_measured_on_any_tree(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CASSTORE_BENCH_DIR", str(tmp_path / "bench"))
+    monkeypatch.setenv("CASSTORE_BENCH_SCRATCH", str(tmp_path / "elsewhere"))
     source = tmp_path / "source"
     (source / "below" / "deeper").mkdir(parents=True)
     (source / "empty").touch()
