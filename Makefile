@@ -37,9 +37,9 @@ check: $(VENV)/dev.stamp ## Lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp ## Measure, beside the limit of this machine
+bench: $(VENV)/dev.stamp ## Measure, beside the peers that are installed and the limit of this machine
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-columns=min,median,max -p no:cacheprovider
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --build-peers
 
 build: $(VENV)/dev.stamp ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist

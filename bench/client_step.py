@@ -1,43 +1,47 @@
-"""One push or pull in a process of its own: prints seconds, bytes on the wire, requests by step and peak memory as JSON."""
+"""The command line, with what it exchanged written to a file: ``python -m bench.client_step REPORT WORDS...``.
+
+All of the command runs as it does for a user; only each transport's statistics are remembered, and summed up at the end.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
-import os
-import resource
 import sys
-import time
+from collections import Counter
+from pathlib import Path
 
-from casstore_client import Client
-from casstore_client.config import load_settings
+from casstore_client import transport
+from casstore_client.cli import main as casstore
+
+_made: list[transport.Stats] = []
+
+
+class _Remembered(transport.Stats):
+    def __init__(self) -> None:
+        super().__init__()
+        _made.append(self)
 
 
 def main() -> None:
-    """``push PATH`` or ``pull DIGEST DEST [--no-sync]``."""
-    words = sys.argv[1:]
-    settings = load_settings()
-    digest = ""
-    with Client(os.environ["CASSTORE_URL"], token=settings.read_token()) as client:
-        began = time.perf_counter()
-        if words[0] == "push":
-            digest = client.push(words[1]).artifact.digest
-        else:
-            client.pull(words[1], words[2], sync="--no-sync" not in words)
-        seconds = time.perf_counter() - began
-        stats = client.stats
-    requests = ", ".join(f"{count} {step}" for step, count in stats.requests.items())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "wire_bytes": stats.transferred,
-                "requests": requests,
-                "peak_bytes": peak,
-                "digest": digest,
-            }
-        )
-    )
+    """Run the command, then report."""
+    report = Path(sys.argv[1])
+    atexit.register(_write, report)
+    transport.Stats = _Remembered  # type: ignore[misc]
+    sys.argv = ["casstore", *sys.argv[2:]]
+    casstore()
+
+
+def _write(report: Path) -> None:
+    requests: Counter[str] = Counter()
+    for stats in _made:
+        requests.update(stats.requests)
+    document = {
+        "sent_bytes": sum(stats.bytes_sent for stats in _made),
+        "received_bytes": sum(stats.bytes_received for stats in _made),
+        "requests": dict(requests),
+    }
+    report.write_text(json.dumps(document))
 
 
 if __name__ == "__main__":

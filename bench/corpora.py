@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,14 +89,16 @@ def bench_dir() -> Path:
     return path
 
 
-def corpora() -> list[Corpus]:
-    """The corpora that can be had here, built where they are not yet."""
+def corpora(names: Collection[str]) -> list[Corpus]:
+    """Those of these corpora that can be had here, built where they are not yet."""
     found = []
     for name, build, releases in (
         ("python", _pip_install, (PYTHON_1, PYTHON_2)),
         ("javascript", _npm_install, (NODE_1, NODE_2)),
     ):
-        paths = [bench_dir() / f"{name}-{number}" for number in (1, 2)]
+        if name not in names:
+            continue
+        paths = [(bench_dir() / f"{name}-{number}").resolve() for number in (1, 2)]
         try:
             for path, packages in zip(paths, releases, strict=True):
                 if not path.exists():

@@ -10,39 +10,49 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from casstore_client import Client
-from casstore_client.config import load_settings
-from casstore_client.trust_store import TrustStore
+if TYPE_CHECKING:
+    from casstore_client import Client
 
 
 class BenchServer:
-    """``casstore serve`` on an empty store below ``home``; stopped and removed when the block ends."""
+    """``casstore serve`` on an empty store below ``home``; stopped and removed when the block ends.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: a folder of its own.
+        preload: a shared object that the server is started with.
+    """
+
+    def __init__(self, home: Path, *, preload: str | None = None) -> None:
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         self.home = home
         self.store = home / "store"
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("CASSTORE_")}
         self._environ |= {"XDG_CONFIG_HOME": str(home / "config"), "XDG_STATE_HOME": str(home / "state")}
+        self._environ["XDG_CACHE_HOME"] = str(home / "cache")
+        self._preload = preload
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Make the store and wait until the server answers."""
         cli = [sys.executable, "-m", "casstore_client.cli"]
         subprocess.run([*cli, "init", str(self.store)], env=self._environ, check=True, capture_output=True)
         port_file = self.home / "url"
         command = [*cli, "serve", "--store", str(self.store), "--listen", "127.0.0.1:0", "--port-file", str(port_file)]
+        environ = self._environ | ({"LD_PRELOAD": self._preload} if self._preload else {})
         with (self.home / "server.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, "--metrics-listen", "off"], env=self._environ, stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen([*command, "--metrics-listen", "off"], env=environ, stdout=log, stderr=log)
         for _ in range(1000):
             if port_file.exists() and port_file.read_text().strip():
                 self.url = port_file.read_text().strip()
-                return self
+                return
             time.sleep(0.02)
         self.stop()
         raise RuntimeError(f"the server did not start: {(self.home / 'server.log').read_text()}")
@@ -62,6 +72,9 @@ class BenchServer:
     def client(self, user: str = "state") -> Client:
         """A client that signs and verifies, as ``init`` configured it; each user keeps what was verified apart."""
         from casstore.signing import SigningKey
+        from casstore_client import Client
+        from casstore_client.config import load_settings
+        from casstore_client.trust_store import TrustStore
 
         settings = load_settings({"url": self.url}, self._environ)
         assert settings.trust_file is not None
@@ -72,20 +85,16 @@ class BenchServer:
         """For command lines that talk to this server."""
         return {**self._environ, "CASSTORE_URL": self.url}
 
-    def cpu_s(self) -> float:
-        """Processor seconds that the server has used."""
+    @property
+    def pid(self) -> int:
+        """The server's process."""
         assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return self._process.pid
 
-    def peak_memory_bytes(self) -> int:
-        """The server's peak resident memory."""
-        assert self._process is not None
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        return 0
+    def token(self) -> str:
+        """The bearer token that ``init`` made."""
+        from casstore_client.config import load_settings
 
-    def stored_bytes(self) -> int:
-        """What the packs take."""
-        return sum(path.stat().st_size for path in (self.store / "packs").rglob("*.pack"))
+        token = load_settings({"url": self.url}, self._environ).read_token()
+        assert token is not None
+        return token
