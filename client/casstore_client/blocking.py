@@ -121,6 +121,8 @@ class Client:
     cat = _iterates(AsyncClient.cat)
     ls = _iterates(AsyncClient.ls)
     artifacts = _waits(AsyncClient.artifacts)
+    remove_artifacts = _waits(AsyncClient.remove_artifacts)
+    backup = _waits(AsyncClient.backup)
     diff = _waits(AsyncClient.diff)
     find_digests = _waits(AsyncClient.find_digests)
     resolve_artifact = _waits(AsyncClient.resolve_artifact)

@@ -18,8 +18,8 @@ from casstore.formats.tree import TreeEntry
 from casstore.ids import BlobDigest, TreeDigest
 from casstore.limits import LIST_LIMIT_DEFAULT
 from casstore.signing import SigningKey
-from casstore.wire import ArtifactList, Diff, Label, ServerConfig
-from casstore_client import content_api
+from casstore.wire import ArtifactList, ArtifactsRemoved, BackupReport, BackupRequest, Diff, Label, ServerConfig
+from casstore_client import care_api, content_api
 from casstore_client.config import cache_dir
 from casstore_client.content_api import Kind
 from casstore_client.ledger_api import LedgerApi
@@ -241,6 +241,41 @@ class AsyncClient(LedgerApi):
             limit: 1 to ``LIST_LIMIT_MAX``.
         """
         return await content_api.list_artifacts(self.transport, name=name, label=label, after=after, limit=limit)
+
+    async def remove_artifacts(self, target: str, *, all: bool = False, dry_run: bool = False) -> ArtifactsRemoved:
+        """Forget artifacts: number, name and labels.  Content stays until collection finds that nothing needs it.
+
+        Args:
+            target: a number, or a name.
+            all: every artifact of that name; without it there must be one.
+            dry_run: change nothing.
+
+        Raises:
+            ArtifactNotFound: there is none.
+            Conflict: several have that name.
+            NotPermitted: the token may not operate.
+        """
+        return await care_api.remove_artifacts(self.transport, target, all=all, dry_run=dry_run)
+
+    async def backup(
+        self, directory: str, *, keys: bool = True, link: bool = True, prune: bool = False
+    ) -> BackupReport:
+        """Have the server copy its store to a directory of its own machine.
+
+        Args:
+            directory: an absolute path there: empty, not there, or an earlier backup, which is brought up to date.
+            keys: copy the server's keys too.
+            link: give packs a second name instead of copying them, where the file system allows.
+            prune: afterwards, remove packs that the backup does not need.
+
+        Raises:
+            InvalidInput, DestinationExists: the directory cannot be used.
+            NotPermitted: the token may not operate, or the server writes no backups there.
+            RequestInProgress, StoreBusy: one is being made.
+            StoreFull, Unavailable: it cannot be written; the backup before stays valid.
+        """
+        request = BackupRequest(directory=directory, keys=keys, link=link, prune=prune)
+        return await care_api.backup(self.transport, request)
 
     async def diff(self, one: str, other: str) -> Diff:
         """What differs between two trees or two snapshots, as the server says.
