@@ -15,6 +15,7 @@ from typing import Self
 
 from casstore.clock import Clock, SystemClock
 from casstore.formats.tree import TreeEntry
+from casstore.formats.trust import TrustFile
 from casstore.ids import BlobDigest, TreeDigest
 from casstore.limits import LIST_LIMIT_DEFAULT
 from casstore.signing import SigningKey
@@ -22,6 +23,8 @@ from casstore.wire import ArtifactList, ArtifactsRemoved, BackupReport, BackupRe
 from casstore_client import care_api, content_api
 from casstore_client.config import cache_dir
 from casstore_client.content_api import Kind
+from casstore_client.export import Exported, export
+from casstore_client.importing import Imported, import_file
 from casstore_client.ledger_api import LedgerApi
 from casstore_client.page_cache import PageCache
 from casstore_client.progress_events import Progress
@@ -276,6 +279,60 @@ class AsyncClient(LedgerApi):
         """
         request = BackupRequest(directory=directory, keys=keys, link=link, prune=prune)
         return await care_api.backup(self.transport, request)
+
+    async def export(
+        self,
+        targets: Sequence[str],
+        file: str | os.PathLike[str],
+        *,
+        since: Sequence[str] = (),
+        since_files: Sequence[str] = (),
+        parents: bool = False,
+        directory: bool = False,
+    ) -> Exported:
+        """Write chosen snapshots, trees and blobs with everything that they need to a file, for a site without a network.
+
+        Args:
+            targets: snapshots, trees, blobs, pointers or artifacts, as people name them.
+            file: what it will be called; must not exist.
+            since: what the other side has: snapshots, trees or blobs of this server; pages and chunks of those are left out.
+            since_files: earlier exports, whose content the other side has.
+            parents: also the snapshots that these follow, and those that those follow.
+            directory: a directory instead of a ZIP.
+
+        Raises:
+            NotFound: a target is not there.
+            DestinationExists, InvalidInput, CapacityError: the file cannot be written; nothing is there under its name.
+            DamagedObject, DigestMismatch, MalformedDocument: the server gave something else than was asked for.
+        """
+        name = os.fspath(file)
+        return await export(
+            self, targets, name, since=since, since_files=since_files, parents=parents, directory=directory
+        )
+
+    async def import_file(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        publish: bool = False,
+        why: str = "",
+        trust: TrustFile | None = None,
+    ) -> Imported:
+        """Bring an export into this server: everything is verified, only what is missing is sent.
+
+        Args:
+            file: the export, a ZIP or a directory.
+            publish: publish its snapshots in the log of this server.
+            why: stands in the log for ever.
+            trust: of the log that the export comes from: each snapshot must be proven to lie in it.
+
+        Raises:
+            DamagedObject: it is cut short or damaged; nothing was committed.
+            VerificationError: a snapshot is not proven to lie in the log that ``trust`` names; nothing was sent.
+            SnapshotIncomplete: it lacks what its base has, and this server does too.
+            And as :meth:`push` and, with ``publish``, :meth:`snapshot_create`.
+        """
+        return await import_file(self, os.fspath(file), publish=publish, why=why, trust=trust)
 
     async def diff(self, one: str, other: str) -> Diff:
         """What differs between two trees or two snapshots, as the server says.

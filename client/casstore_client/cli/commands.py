@@ -25,6 +25,12 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "diff": ("content", "casstore_client.cli.content:diff", "Compare two trees or two snapshots."),
     "artifacts": ("content", "casstore_client.cli.artifacts:artifacts", "List what was pushed, or remove it."),
     "snapshot": ("snapshots", "casstore_client.cli.snapshots:snapshot", "Create, show and list snapshots."),
+    "export": (
+        "content",
+        "casstore_client.cli.exchange:export",
+        "Write snapshots to a file, for a site without network.",
+    ),
+    "import": ("content", "casstore_client.cli.exchange:import_", "Bring such a file into this server."),
     "flip": ("pointers", "casstore_client.cli.pointers:flip", "Make a pointer name another snapshot."),
     "rollback": ("pointers", "casstore_client.cli.pointers:rollback", "Go back to an earlier snapshot."),
     "promote": ("pointers", "casstore_client.cli.pointers:promote", "Flip one pointer to what another names."),
