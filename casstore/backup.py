@@ -382,4 +382,5 @@ def read_pack_list(state: str, files: Files) -> Iterator[tuple[PackId, int]]:
                 yield parse_pack_line(block[at : at + PACK_LINE_BYTES])
             offset += len(block)
     finally:
-        files.close(descriptor)
+        with suppress(OSError):
+            files.close(descriptor)

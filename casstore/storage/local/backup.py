@@ -179,8 +179,11 @@ class BackupDirectory:
         try:
             files.lock(self._lock)
         except BlockingIOError as error:
-            files.close(self._lock)
+            self.close()
             raise StoreBusy(f"another backup is being written to {self.path}", hint="wait for it to end") from error
+        except OSError as error:
+            self.close()
+            raise refusal(error, f"lock {self.path}") from error
         try:
             self._lay_out()
             self._empty_tmp()
