@@ -116,8 +116,13 @@ class ArchiveWriter:
 
     def close(self) -> None:
         """Let go of the file, and remove what was not finished."""
+        if self._zip is not None:
+            # It ends by writing its table, also into a file that will be removed.
+            with suppress(OSError, ValueError):
+                self._zip.close()
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):
+                self._stream.close()
         if not self._finished:
             if self._directory:
                 shutil.rmtree(self._part, ignore_errors=True)
@@ -186,11 +191,18 @@ class _Zip:
     def __init__(self, path: str) -> None:
         self._zip = zipfile.ZipFile(path)
         self._infos = {info.filename: info for info in self._zip.infolist()}
-        many = len(self._zip.infolist()) > EXPORT_MEMBERS_MAX + 1
-        if many or len(self._infos) != len(self._zip.infolist()):
+        try:
+            self._check()
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def _check(self) -> None:
+        infos = self._zip.infolist()
+        if len(infos) > EXPORT_MEMBERS_MAX + 1 or len(self._infos) != len(infos):
             raise zipfile.BadZipFile("a member stands there twice, or there are too many")
         # LIMIT: what is not compressed cannot grow when it is read.
-        if any(i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size for i in self._infos.values()):
+        if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
             raise zipfile.BadZipFile("a member is compressed")
 
     def names(self) -> list[str]:
