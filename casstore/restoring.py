@@ -66,7 +66,7 @@ class Restored(NamedTuple):
     missing: list[str]
     """Packs that the backup should have and has not, or not whole; at most 1000."""
     report: FsckReport | None
-    """What fsck found; None where the store has to be upgraded first."""
+    """What fsck found, but for what ``read_only`` says; None where the store has to be upgraded first."""
 
 
 def restore_backup(
@@ -139,7 +139,7 @@ def restore_backup(
         head=highest,
         read_only=_fence(manifest, heads, report),
         missing=job.missing,
-        report=report,
+        report=None if report is None else _without_fence(report),
     )
 
 
@@ -150,6 +150,13 @@ def _fence(manifest: Manifest, heads: Sequence[Head], report: FsckReport | None)
     if report is not None and any(finding.code == "wrong-head" for finding in report.findings):
         return "what was signed is another history than the one in the backup"
     return None
+
+
+def _without_fence(report: FsckReport) -> FsckReport:
+    """A log that is known to have been longer is no damage of what was restored."""
+    kept = [finding for finding in report.findings if finding.code != "wrong-head"]
+    ok = report.ok or not (report.truncated or any(finding.severity == "error" for finding in kept))
+    return FsckReport(ok=ok, checked=report.checked, findings=kept, truncated=report.truncated)
 
 
 def _refuse_damaged(backup: str, manifest: Manifest, files: Files) -> None:

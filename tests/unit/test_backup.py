@@ -305,6 +305,8 @@ def test_an_older_backup_with_the_heads_that_survived_is_read_only(script: Scrip
     done = restore_backup(tmp_path / "backup", tmp_path / "restored", known, full=True)
     assert done.read_only is not None
     assert done.head.size == done.manifest.log_size + 1
+    assert done.report is not None
+    assert done.report.ok, "what was restored is whole: it is older, not damaged"
     with opened_at(script, tmp_path / "restored") as opened:
         assert "older copy" in (opened.read_only or "")
     # A backup of now is whole, so the same heads allow it to go on.
