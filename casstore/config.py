@@ -121,6 +121,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         private_log: ask for a token on ``/log`` too.
         disk_reserve_bytes: free disk space that pushes leave for flips and rollbacks, bytes; None for the fiftieth part of
             the file system, at most 1 GiB; 0 for none.
+        backups: folder below which this server writes backups when it is asked to; None for any, ``off`` for none.
         clock_refresh_s: how often the published checkpoint is cosigned anew, seconds (1 to 300).
         limits: see :class:`LimitSettings`.
     """
@@ -132,6 +133,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     tls: TlsSettings | None = None
     private_log: bool = False
     disk_reserve_bytes: int | None = None
+    backups: str | None = None
     clock_refresh_s: int = 60
     limits: LimitSettings = LimitSettings()
 
@@ -167,6 +169,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 hint="give tls.cert and tls.key, or ask for it by name with insecure_listen = true",
             )
         _ = self.metrics_address
+        if self.backups not in (None, OFF) and not Path(self.backups).is_absolute():
+            raise ConfigurationError(f"backups is {self.backups!r}; it is an absolute path, or {OFF}")
         if not 1 <= self.clock_refresh_s <= 300:
             raise ConfigurationError(f"clock_refresh_s is {self.clock_refresh_s}; it must be between 1 and 300")
         if self.disk_reserve_bytes is not None and self.disk_reserve_bytes < 0:

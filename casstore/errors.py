@@ -8,7 +8,7 @@
     ├── InvalidInput        InvalidName, InvalidDigest, MalformedDocument, HostileTree, DigestMismatch, TooLarge,
     │                       UnsupportedMediaType, MethodNotAllowed, PreconditionRequired, IdempotencyKeyReused
     ├── Conflict            PreconditionFailed, GuardFailed, Superseded, SeenMismatch, RequestInProgress, NoRollbackTarget,
-    │                       SnapshotIncomplete, SnapshotBad, Held, Frozen, SourceChanged, DestinationExists
+    │                       SnapshotIncomplete, SnapshotBad, Held, Frozen, SourceChanged, DestinationExists, DeletionHeld
     ├── LeaseLost
     ├── IntegrityError      bits are wrong: DamagedObject
     ├── VerificationError   someone is wrong: Regression
@@ -16,7 +16,7 @@
     ├── Unavailable         try again: Overloaded, RateLimited, ReadOnly, ClockUntrusted, LogUnavailable
     ├── CapacityError       StoreFull
     ├── AccessError         Unauthenticated, NotPermitted, SignatureInvalid, IntentExpired, WrongLog
-    └── StateError          StoreBusy, StoreTooNew, NotInitialised, ConfigurationError, Unsupported
+    └── StateError          StoreBusy, StoreTooNew, StoreTooOld, NotInitialised, ConfigurationError, Unsupported
 
 Each class has a stable ``code``.  The server's table of HTTP statuses and the command line's table of exit codes are keyed
 by it, and tests hold both tables total.  Typed fields are declared as annotations on the class; they travel in the
@@ -242,6 +242,14 @@ class DestinationExists(Conflict):
     code = "destination-exists"
 
 
+class DeletionHeld(Conflict):
+    """The store is being copied: nothing may be removed from it now."""
+
+    code = "deletion-held"
+    retryable = True
+    holders: list[str] | None
+
+
 class LeaseLost(CasstoreError):
     """The push's claim on what it was told is present has run out: begin again."""
 
@@ -367,6 +375,10 @@ class StoreBusy(StateError):
 
 class StoreTooNew(StateError):
     code = "store-too-new"
+
+
+class StoreTooOld(StateError):
+    code = "store-too-old"
 
 
 class NotInitialised(StateError):

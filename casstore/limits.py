@@ -67,6 +67,9 @@ LIST_LIMIT_MAX: Final = 1000
 RANGE_COALESCE_GAP_BYTES: Final = 128 * KIB  # fetching a gap this small is cheaper than another request
 RANGE_REQUEST_MAX_BYTES: Final = 8 * MIB
 
+# --- exports (format) -------------------------------------------------------------------------------------------------
+EXPORT_MEMBERS_MAX: Final = 262_144  # 4 TiB in packs of the usual size; the list of them is held in memory
+
 # --- the server ------------------------------------------------------------------------------------------------------
 WRITER_QUEUE_MAX: Final = 1024
 CONNECTIONS_MAX: Final = 8192  # served at a time; an idle one takes some 12 KiB of memory and one descriptor

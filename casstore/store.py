@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from casstore.engine.diff import DiffService
 from casstore.engine.findings import Findings
 from casstore.engine.fsck import fsck_content
 from casstore.engine.fsck_ledger import fsck_ledger
+from casstore.engine.holds import Holds
 from casstore.engine.log import LogHead, LogService
 from casstore.engine.nodes import read_entry
 from casstore.engine.packs import PackService
@@ -43,7 +44,7 @@ from casstore.signing import SignatureType, SigningKey
 from casstore.storage.local.files import Files
 from casstore.storage.local.heads import Head, SignedHeads
 from casstore.storage.local.home import Home
-from casstore.storage.roles import ChunkIndex, Ledger, LedgerTransaction, LedgerView, PackStore
+from casstore.storage.roles import ChunkIndex, Copyable, Ledger, LedgerTransaction, LedgerView, PackStore
 from casstore.wire import FsckReport, Submitted
 
 LOG_KEY: Final = "log"
@@ -106,6 +107,8 @@ class Parts:
     index: ChunkIndex
     ledger: Ledger
     heads: _LocalHeads
+    copyables: Mapping[str, Copyable]
+    """Ledger and index, by the names of their folders, in the order in which they are copied."""
 
 
 class Store:
@@ -118,12 +121,15 @@ class Store:
         pointers: :meth:`~casstore.engine.pointers.PointerService.submit`, rollback targets, and ``pointers.read``.
         tokens: who is asking.
         room: how much space is free, and whether packs are taken.
-        path: the directory.
+        holds: keep deletions off; collection asks it before each.
+        home: the directory as such.
+        path: of the directory.
     """
 
     def __init__(
         self, home: Home, parts: Parts, keys: Keys, *, clock: Clock, randomness: Callable[[int], bytes]
     ) -> None:
+        self.home = home
         self.path = Path(home.path)
         self.clock = clock
         self.room = home.room
@@ -131,6 +137,7 @@ class Store:
         self._closing = ExitStack()
         ledger = _GatedLedger(parts.ledger)
         self._guard = ClockGuard(clock)
+        self.holds = Holds(clock)
         self.packs = PackService(parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE)))
         self.presence = Presence(self.packs)
         self.trees = TreeService(self.packs, self.presence)
@@ -217,6 +224,11 @@ class Store:
         """SHA-256 of the log's first entry, in hex: what trust files pin."""
         with self._parts.ledger.read() as view:
             return hashlib.sha256(read_entry(view, 0)).hexdigest()
+
+    @property
+    def copyables(self) -> Mapping[str, Copyable]:
+        """Ledger and index, by the names of their folders; the ledger is to be copied first."""
+        return self._parts.copyables
 
     @property
     def read_only(self) -> str | None:
@@ -307,7 +319,8 @@ def open_parts(home: Home, stack: ExitStack) -> Parts:
     stack.callback(ledger.close)
     heads = home.open_heads()
     stack.callback(heads.close)
-    return Parts(packs, index, ledger, _LocalHeads(heads))
+    # ORDER: the ledger first: what it names must be in the copy of the index.
+    return Parts(packs, index, ledger, _LocalHeads(heads), {"ledger": ledger, "index": index})
 
 
 def read_keys(home: Home) -> Keys:

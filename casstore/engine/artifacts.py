@@ -5,7 +5,8 @@ and a snapshot or flip never refers to a number.
 
 Rows: ``ARTIFACTS`` u64be number → JSON record; ``ARTIFACT_NAMES`` name ‖ 0x00 ‖ u64be number → nothing, and 0x00 ‖
 push id ‖ u64be number → nothing, by which a retried commit finds what it led to, over a restart too (no name begins
-with 0x00).
+with 0x00).  ``META`` ``artifact-number`` → u64be, the highest number ever given, once one was removed: a number is never
+given twice.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LABELS_MAX: Final = 64
 _SCAN_MAX: Final = 10_000
 _SCAN_BATCH: Final = 500
 _NUMBER: Final = struct.Struct(">Q")
+_HIGHEST: Final = b"artifact-number"
 
 
 class NewArtifact(NamedTuple):
@@ -110,14 +112,49 @@ class ArtifactService:
             before = _find_committed(transaction, new.push, row)
             if before is not None:
                 return before
-            last = transaction.scan(Table.ARTIFACTS, reverse=True, limit=1)
-            number = _NUMBER.unpack(last[0][0])[0] + 1 if last else 1
+            number = _highest_number(transaction) + 1
             key = _NUMBER.pack(number)
             transaction.put(Table.ARTIFACTS, key, msgspec.json.encode(row))
             transaction.put(Table.ARTIFACT_NAMES, _push_prefix(new.push) + key, b"")
             if new.name is not None:
                 transaction.put(Table.ARTIFACT_NAMES, _name_prefix(new.name) + key, b"")
         return _answer(number, row)
+
+    def remove(self, number: int, *, dry_run: bool = False) -> Artifact:
+        """Forget an artifact: its number, name and labels.  Content stays until collection finds that nothing needs it.
+
+        What a snapshot or a pointer names is needed by those, whether or not an artifact names it too.
+
+        Args:
+            number: which.
+            dry_run: change nothing.
+
+        Returns:
+            what it was.
+
+        Raises:
+            ArtifactNotFound: there is none of this number.
+            StoreFull, OutcomeUnknown: as the ledger says; nothing was removed after ``StoreFull``.
+
+        Durability: durable when this returns.
+        Threads: ledger writer.
+        """
+        artifact = self.get(number)
+        if dry_run:
+            return artifact
+        key = _NUMBER.pack(number)
+        with self._ledger.write() as transaction:
+            value = transaction.get(Table.ARTIFACTS, key)
+            if value is None:
+                raise _no_artifact(number)
+            row = decode_row(value)
+            # ORDER: in one transaction with the removal, so that the number of what is gone is never given again.
+            transaction.put(Table.META, _HIGHEST, _NUMBER.pack(_highest_number(transaction)))
+            transaction.delete(Table.ARTIFACTS, key)
+            transaction.delete(Table.ARTIFACT_NAMES, _push_prefix(PushId.parse(row.push)) + key)
+            if row.name is not None:
+                transaction.delete(Table.ARTIFACT_NAMES, _name_prefix(ArtifactName.parse(row.name)) + key)
+        return artifact
 
     def committed(self, push: PushId, request: CommitRequest) -> Artifact | None:
         """What an earlier commit of this push, asking for the same, led to."""
@@ -134,7 +171,7 @@ class ArtifactService:
         with self._ledger.read() as view:
             value = view.get(Table.ARTIFACTS, _NUMBER.pack(number)) if 0 <= number < 1 << 64 else None
         if value is None:
-            raise ArtifactNotFound(f"there is no artifact {number}")
+            raise _no_artifact(number)
         return _answer(number, decode_row(value))
 
     def list(
@@ -202,6 +239,17 @@ def decode_row(value: bytes) -> ArtifactRow:
         return msgspec.json.decode(value, type=ArtifactRow)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidInput(f"not an artifact record: {error}") from error
+
+
+def _no_artifact(number: int) -> ArtifactNotFound:
+    return ArtifactNotFound(f"there is no artifact {number}")
+
+
+def _highest_number(view: LedgerView) -> int:
+    """The highest number that was ever given, or 0."""
+    last = view.scan(Table.ARTIFACTS, reverse=True, limit=1)
+    kept = view.get(Table.META, _HIGHEST)
+    return max((_NUMBER.unpack(key)[0] for key in (last[0][0] if last else None, kept) if key is not None), default=0)
 
 
 def _find_committed(view: LedgerView, push: PushId, wanted: ArtifactRow) -> Artifact | None:

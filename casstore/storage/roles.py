@@ -453,3 +453,16 @@ class Ledger(Protocol):
     def close(self) -> None:
         """Close the ledger; idempotent."""
         ...
+
+
+class Copyable(Protocol):
+    """An index or a ledger that can be copied as one file while it is in use; those that lie on a disk are."""
+
+    def copy_to(self, descriptor: int) -> None:
+        """Write a consistent copy, that of one moment, to an open, empty file; the caller makes it durable.
+
+        Raises:
+            StoreFull, Unavailable: it cannot be written.
+            DamagedObject: what is copied cannot be read.
+        """
+        ...

@@ -60,6 +60,9 @@ from casstore.wire.ledger import (
     StateProof,
 )
 from casstore.wire.operating import (
+    ArtifactsRemoved,
+    BackupReport,
+    BackupRequest,
     Finding,
     FsckReport,
     Problem,
@@ -111,6 +114,9 @@ __all__ = [
     "Answer",
     "Artifact",
     "ArtifactList",
+    "ArtifactsRemoved",
+    "BackupReport",
+    "BackupRequest",
     "BundleRun",
     "ChunkAt",
     "Chunking",

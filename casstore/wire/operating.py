@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from casstore.wire.bodies import Answer, Request
+from casstore.wire.content import Artifact
 
 
 class TokenCreate(Request, frozen=True, kw_only=True):
@@ -45,6 +46,43 @@ class FsckReport(Answer, frozen=True, kw_only=True):
     checked: dict[str, int]
     findings: list[Finding]
     truncated: bool = False
+
+
+class BackupRequest(Request, frozen=True, kw_only=True):
+    """``directory`` is an absolute path on the server's machine."""
+
+    directory: str
+    keys: bool = True
+    link: bool = True
+    prune: bool = False
+
+
+class BackupReport(Answer, frozen=True, kw_only=True):
+    """What a backup holds, and what making it took.  ``absent`` names the first packs that the store itself lacks."""
+
+    directory: str
+    origin: str
+    log_size: int
+    log_root: str
+    began_at: str
+    ended_at: str
+    keys: bool
+    packs: int
+    pack_bytes: int
+    new_packs: int
+    new_bytes: int
+    linked_packs: int
+    pruned_packs: int
+    pruned_bytes: int
+    absent_packs: int
+    absent: list[str]
+
+
+class ArtifactsRemoved(Answer, frozen=True, kw_only=True):
+    """Artifacts whose names are gone, or would be with ``dry_run``; their content is collected by itself, later."""
+
+    removed: list[Artifact]
+    dry_run: bool = False
 
 
 class Problem(Answer, frozen=True, kw_only=True):

@@ -15,13 +15,16 @@ from typing import Self
 
 from casstore.clock import Clock, SystemClock
 from casstore.formats.tree import TreeEntry
+from casstore.formats.trust import TrustFile
 from casstore.ids import BlobDigest, TreeDigest
 from casstore.limits import LIST_LIMIT_DEFAULT
 from casstore.signing import SigningKey
-from casstore.wire import ArtifactList, Diff, Label, ServerConfig
-from casstore_client import content_api
+from casstore.wire import ArtifactList, ArtifactsRemoved, BackupReport, BackupRequest, Diff, Label, ServerConfig
+from casstore_client import care_api, content_api
 from casstore_client.config import cache_dir
 from casstore_client.content_api import Kind
+from casstore_client.export import Exported, export
+from casstore_client.importing import Imported, import_file
 from casstore_client.ledger_api import LedgerApi
 from casstore_client.page_cache import PageCache
 from casstore_client.progress_events import Progress
@@ -241,6 +244,95 @@ class AsyncClient(LedgerApi):
             limit: 1 to ``LIST_LIMIT_MAX``.
         """
         return await content_api.list_artifacts(self.transport, name=name, label=label, after=after, limit=limit)
+
+    async def remove_artifacts(self, target: str, *, all: bool = False, dry_run: bool = False) -> ArtifactsRemoved:
+        """Forget artifacts: number, name and labels.  Content stays until collection finds that nothing needs it.
+
+        Args:
+            target: a number, or a name.
+            all: every artifact of that name; without it there must be one.
+            dry_run: change nothing.
+
+        Raises:
+            ArtifactNotFound: there is none.
+            Conflict: several have that name.
+            NotPermitted: the token may not operate.
+        """
+        return await care_api.remove_artifacts(self.transport, target, all=all, dry_run=dry_run)
+
+    async def backup(
+        self, directory: str, *, keys: bool = True, link: bool = True, prune: bool = False
+    ) -> BackupReport:
+        """Have the server copy its store to a directory of its own machine.
+
+        Args:
+            directory: an absolute path there: empty, not there, or an earlier backup, which is brought up to date.
+            keys: copy the server's keys too.
+            link: give packs a second name instead of copying them, where the file system allows.
+            prune: afterwards, remove packs that the backup does not need.
+
+        Raises:
+            InvalidInput, DestinationExists: the directory cannot be used.
+            NotPermitted: the token may not operate, or the server writes no backups there.
+            RequestInProgress, StoreBusy: one is being made.
+            StoreFull, Unavailable: it cannot be written; the backup before stays valid.
+        """
+        request = BackupRequest(directory=directory, keys=keys, link=link, prune=prune)
+        return await care_api.backup(self.transport, request)
+
+    async def export(
+        self,
+        targets: Sequence[str],
+        file: str | os.PathLike[str],
+        *,
+        since: Sequence[str] = (),
+        since_files: Sequence[str] = (),
+        parents: bool = False,
+        directory: bool = False,
+    ) -> Exported:
+        """Write chosen snapshots, trees and blobs with everything that they need to a file, for a site without a network.
+
+        Args:
+            targets: snapshots, trees, blobs, pointers or artifacts, as people name them.
+            file: what it will be called; must not exist.
+            since: what the other side has: snapshots, trees or blobs of this server; pages and chunks of those are left out.
+            since_files: earlier exports, whose content the other side has.
+            parents: also the snapshots that these follow, and those that those follow.
+            directory: a directory instead of a ZIP.
+
+        Raises:
+            NotFound: a target is not there.
+            DestinationExists, InvalidInput, CapacityError: the file cannot be written; nothing is there under its name.
+            DamagedObject, DigestMismatch, MalformedDocument: the server gave something else than was asked for.
+        """
+        name = os.fspath(file)
+        return await export(
+            self, targets, name, since=since, since_files=since_files, parents=parents, directory=directory
+        )
+
+    async def import_file(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        publish: bool = False,
+        why: str = "",
+        trust: TrustFile | None = None,
+    ) -> Imported:
+        """Bring an export into this server: everything is verified, only what is missing is sent.
+
+        Args:
+            file: the export, a ZIP or a directory.
+            publish: publish its snapshots in the log of this server.
+            why: stands in the log for ever.
+            trust: of the log that the export comes from: each snapshot must be proven to lie in it.
+
+        Raises:
+            DamagedObject: it is cut short or damaged; nothing was committed.
+            VerificationError: a snapshot is not proven to lie in the log that ``trust`` names; nothing was sent.
+            SnapshotIncomplete: it lacks what its base has, and this server does too.
+            And as :meth:`push` and, with ``publish``, :meth:`snapshot_create`.
+        """
+        return await import_file(self, os.fspath(file), publish=publish, why=why, trust=trust)
 
     async def diff(self, one: str, other: str) -> Diff:
         """What differs between two trees or two snapshots, as the server says.

@@ -43,7 +43,7 @@ from casstore.formats.canonical import encode_b64
 from casstore.formats.checkpoint import Checkpoint
 from casstore.formats.intent import Intent, encode_intent, sign_intent
 from casstore.formats.policy import Policy
-from casstore.formats.snapshot import Component, Label, Snapshot, encode_snapshot, snapshot_digest
+from casstore.formats.snapshot import Component, Label, Snapshot, decode_snapshot, encode_snapshot, snapshot_digest
 from casstore.ids import BlobDigest, ComponentName, PointerName, SnapshotDigest, TreeDigest
 from casstore.signing import SigningKey
 from casstore.wire import (
@@ -143,8 +143,23 @@ class LedgerApi(LedgerReader):
                 parents=followed,
             )
         )
+        return await self.snapshot_publish(document, why=why)
+
+    async def snapshot_publish(self, document: bytes, *, why: str = "") -> tuple[Submitted, SnapshotDigest]:
+        """Publish a snapshot whose document exists.
+
+        Args:
+            document: its bytes.
+            why: stands in the log for ever.
+
+        Raises:
+            SnapshotIncomplete: content that it needs is not in the store.
+            SnapshotNotFound: a snapshot that it follows was never published here.
+            MalformedDocument, TooLarge: not such a document.
+        """
         digest = snapshot_digest(document)
-        args = SnapshotArgs(digest=digest, parents=sorted(followed), size=len(document))
+        parents = sorted(decode_snapshot(document).parents)
+        args = SnapshotArgs(digest=digest, parents=parents, size=len(document))
 
         def body(request: IntentRequest) -> SnapshotPublish:
             return SnapshotPublish(document=encode_b64(document), intent=request.intent)

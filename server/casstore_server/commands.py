@@ -190,7 +190,7 @@ def fsck(directory: Path | None, full: bool, settings: Settings, out: Output) ->
     Ends with exit code 6 if anything is wrong; changes nothing.
     """
     report = _check_directory(directory, full) if directory is not None else _check_server(settings, full)
-    out.emit(report, lambda: _show_report(report))
+    out.emit(report, lambda: show_report(report, "The store"))
     if not report.ok:
         raise click.exceptions.Exit(_verification_failed())
 
@@ -219,7 +219,8 @@ def _verification_failed() -> int:
     return VERIFICATION_FAILED
 
 
-def _show_report(report: FsckReport) -> None:
+def show_report(report: FsckReport, what: str) -> None:
+    """Print what a check found, of ``what``."""
     checked = ", ".join(f"{number} {what}" for what, number in sorted(report.checked.items()))
     click.echo(f"Checked {checked}.")
     for finding in report.findings:
@@ -229,4 +230,4 @@ def _show_report(report: FsckReport) -> None:
             click.echo(f"  {finding.hint}")
     if report.truncated:
         click.echo("There is more; the list was cut.")
-    click.echo("The store is whole." if report.ok else "The store is DAMAGED.")
+    click.echo(f"{what} is whole." if report.ok else f"{what} is DAMAGED.")

@@ -53,6 +53,8 @@ class Context:
     """Refused senders who are given a moment to read why."""
     checking: bool = False
     """Whether an fsck runs."""
+    backing_up: bool = False
+    """Whether a backup is being made."""
     ready: bool = True
     """False while the server drains."""
 

@@ -159,6 +159,9 @@ class FaultyFiles(Files):
     def unlink(self, path: str) -> None:
         self._run("unlink", lambda: Files.unlink(self, path))
 
+    def rmdir(self, path: str) -> None:
+        self._run("rmdir", lambda: Files.rmdir(self, path))
+
     def open_dir(self, path: str) -> int:
         return self._run("open_dir", lambda: Files.open_dir(self, path))
 

@@ -40,7 +40,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server whose store holds something."""
     directory = tmp_path_factory.mktemp("openapi") / "store"
     created = make_store(directory)
-    listen = ServerSettings(listen="127.0.0.1:0", metrics_listen="off")
+    # What the generator makes of the path of a backup must not become a directory of this machine.
+    listen = ServerSettings(listen="127.0.0.1:0", metrics_listen="off", backups=str(directory.parent / "backups"))
     with run_in_thread(directory, created, settings=listen, bounds=Bounds(linger_s=0.01)) as running:
         push(running.http, build_blob(b"x" * 1000), "x")
         signer = Signer(running.http, created.operator_key, created.origin)

@@ -103,3 +103,24 @@ def test_too_many_labels() -> None:
     """Rows stay small."""
     with pytest.raises(TooLarge):
         check_labels([Label(f"k{n}", "") for n in range(65)])
+
+
+def test_what_is_removed_is_gone_and_its_number_is_not_given_again(artifacts: ArtifactService) -> None:
+    """A script that noted number 3 must never find another artifact there."""
+    pushes = [new_push() for _ in range(3)]
+    for number, push in enumerate(pushes, 1):
+        artifacts.add(new(number, "api", push=push), by="ci")
+    assert artifacts.remove(2, dry_run=True).number == 2
+    assert numbers(artifacts, name="api") == [3, 2, 1]
+    assert artifacts.remove(3).name == "api"
+    assert artifacts.remove(1).number == 1
+    assert numbers(artifacts) == numbers(artifacts, name="api") == [2]
+    for gone in (1, 3):
+        for ask in (artifacts.get, artifacts.remove):
+            with pytest.raises(ArtifactNotFound):
+                ask(gone)
+    assert artifacts.remove(2).number == 2
+    assert artifacts.add(new(4, "api"), by="ci").number == 4
+    # A push that is asked again after its artifact was removed is a push like any other.
+    assert artifacts.add(new(3, "api", push=pushes[2]), by="ci").number == 5
+    assert numbers(artifacts) == [5, 4]

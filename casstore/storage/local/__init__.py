@@ -10,5 +10,7 @@ module                                  owns
 :mod:`casstore.storage.local.ledger`    ``ledger/``
 :mod:`casstore.storage.local.heads`     ``signed-heads``
 :mod:`casstore.storage.local.home`      the directory as a whole: ``format``, ``lock``, ``keys/``
+:mod:`casstore.storage.local.upgrade`   the steps from one format to the next
+:mod:`casstore.storage.local.backup`    a backup directory: packs, parts, manifest
 ======================================= ========================================================================
 """

@@ -86,6 +86,10 @@ class Files:
         """Remove a name."""
         os.unlink(path)
 
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
     def fsync_dir(self, path: str, opened: int | None = None) -> None:
         """Make the names in a directory durable.
 

@@ -21,7 +21,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from casstore.errors import CasstoreError, DamagedObject, DestinationExists, NotInitialised, OutcomeUnknown, StateError
+from casstore.errors import (
+    CasstoreError,
+    DamagedObject,
+    DestinationExists,
+    NotFound,
+    NotInitialised,
+    OutcomeUnknown,
+    StateError,
+)
 from casstore.limits import KIB
 from casstore.storage.local.files import Files, refusal, write_new_file
 
@@ -62,6 +70,41 @@ def decode_record(data: bytes) -> Head | None:
     size = int(match[1])
     head = Head(size, bytes.fromhex(match[2].decode("ascii")))
     return head if size < 1 << 64 and encode_record(head) == data else None
+
+
+def read_heads(path: str, files: Files) -> list[Head]:
+    """The heads in a file that a server may be appending to, or that a dead one left.
+
+    Args:
+        path: of the file, wherever it lies.
+        files: how.
+
+    Raises:
+        NotFound: there is no such file.
+        DamagedObject: a record that is not a torn last one does not verify.
+        Unavailable: it cannot be read.
+    """
+    found: list[Head] = []
+    try:
+        descriptor = files.open_read(path)
+        try:
+            while block := files.pread(descriptor, _BLOCK_BYTES, RECORD_BYTES * len(found)):
+                for offset in range(0, len(block), RECORD_BYTES):
+                    record = block[offset : offset + RECORD_BYTES]
+                    head = decode_record(record)
+                    if head is None:
+                        if offset + RECORD_BYTES >= len(block) and _is_torn(record):
+                            return found
+                        where = f"{path}:{RECORD_BYTES * len(found)}"
+                        raise DamagedObject(f"{path} is damaged: a record does not verify", object=_NAME, where=where)
+                    found.append(head)
+        finally:
+            files.close(descriptor)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no file {path}") from error
+    except OSError as error:
+        raise refusal(error, f"read {path}") from error
+    return found
 
 
 class SignedHeads:

@@ -38,6 +38,7 @@ from casstore.errors import (
     StoreBusy,
     StoreNotFound,
     StoreTooNew,
+    StoreTooOld,
 )
 from casstore.limits import FORMAT_VERSION, KIB
 from casstore.storage.local.diskroom import DiskRoom
@@ -47,7 +48,9 @@ from casstore.storage.local.index import LocalChunkIndex
 from casstore.storage.local.ledger import LocalLedger
 from casstore.storage.local.packs import LocalPackStore
 
-_FORMAT: Final = "format"
+FORMAT: Final = "format"
+PARTS: Final = ("ledger", "index")
+"""Folders of the two LMDB environments."""
 _LOCK: Final = "lock"
 _KEYS: Final = "keys"
 _TMP: Final = "tmp"
@@ -103,7 +106,7 @@ class Home:
             home._lay_out()
             if initialise is not None:
                 initialise(home)
-            home._write_format()
+            home._write_format(encode_format(FORMAT_VERSION))
         finally:
             home.close()
 
@@ -114,9 +117,43 @@ class Home:
         except FileExistsError as error:
             if not os.path.isdir(path) or set(files.listdir(path)) - _FOREIGN:
                 hint = "a store is made only in an empty directory"
-                if os.path.isdir(path) and not os.path.lexists(os.path.join(path, _FORMAT)):
+                if os.path.isdir(path) and not os.path.lexists(os.path.join(path, FORMAT)):
                     hint += "; if an earlier attempt was interrupted, remove what it left: nothing in it is a store"
                 raise DestinationExists(f"{path} exists and is not empty", hint=hint) from error
+
+    @classmethod
+    def receive(
+        cls, directory: str | os.PathLike[str], files: Files, fill: Callable[[Home, Callable[[bytes], None]], None]
+    ) -> None:
+        """Make a directory that is empty or not there a store, out of the parts of another one.
+
+        Args:
+            directory: where; its parent must exist.
+            files: how.
+            fill: called with the directory in which all folders are there, and nothing else, and with a function that
+                makes it a store: that takes the bytes of ``format``, and is called last.
+
+        Raises:
+            DestinationExists: something is there.
+            StoreFull, ReadOnly, Unavailable: it cannot be made.
+        """
+        path = os.path.abspath(os.fspath(directory))
+        try:
+            cls._make_directory(path, files)
+            lock = _take_lock(path, files)
+        except OSError as error:
+            raise refusal(error, f"make {path}") from error
+        home = cls(path, files, lock)
+        try:
+            LocalPackStore.lay_out(path, files)
+            for name in (*PARTS, _KEYS):
+                files.mkdir(os.path.join(path, name), 0o700 if name == _KEYS else 0o750)
+            files.fsync_dir(path)
+            fill(home, home._write_format)
+        except OSError as error:
+            raise refusal(error, f"make {path}") from error
+        finally:
+            home.close()
 
     def _lay_out(self) -> None:
         LocalPackStore.lay_out(self.path, self.files)
@@ -129,45 +166,57 @@ class Home:
         except OSError as error:
             raise refusal(error, f"make {self.path}") from error
 
-    def _write_format(self) -> None:
-        document = json.dumps({"casstore": __version__, "format": FORMAT_VERSION}, sort_keys=True) + "\n"
-        temporary = os.path.join(self.path, _TMP, _FORMAT)
+    def _write_format(self, document: bytes) -> None:
+        temporary = os.path.join(self.path, _TMP, FORMAT)
         try:
             # ORDER: the file that makes the directory a store comes last; all other names are durable since _lay_out.
-            write_new_file(self.files, temporary, document.encode("ascii"))
-            self.files.rename(temporary, os.path.join(self.path, _FORMAT))
+            with suppress(FileNotFoundError):
+                self.files.unlink(temporary)
+            write_new_file(self.files, temporary, document)
+            self.files.rename(temporary, os.path.join(self.path, FORMAT))
             self.files.fsync_dir(self.path)
             self.files.fsync_dir(os.path.dirname(self.path))
         except OSError as error:
             raise refusal(error, f"make {self.path}") from error
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], files: Files, *, reserve_bytes: int | None = None) -> Self:
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        files: Files,
+        *,
+        reserve_bytes: int | None = None,
+        any_format: bool = False,
+    ) -> Self:
         """Open a store directory: take its lock, check its format, empty ``tmp/``.
 
         Args:
             directory: where.
             files: how.
             reserve_bytes: see :class:`~casstore.storage.local.diskroom.DiskRoom`.
+            any_format: take an older format too; only an upgrade does.
 
         Raises:
             StoreNotFound: there is no such directory.
             NotInitialised: the directory is not a store.
             StoreBusy: another process has it open; the message names it.
             StoreTooNew: a newer casstore made it.
+            StoreTooOld: it has an older format.
             DamagedObject: ``format`` cannot be read.
             ReadOnly, Unavailable: the lock or ``tmp/`` cannot be used.
         """
         path = os.path.abspath(os.fspath(directory))
         if not os.path.isdir(path):
             raise StoreNotFound(f"there is no store at {path}", hint="create one with `casstore init`")
-        _check_format(path, files)
+        check_format(path, files, any_format=any_format)
         try:
             lock = _take_lock(path, files)
         except OSError as error:
             raise refusal(error, f"lock {path}") from error
         home = cls(path, files, lock, reserve_bytes)
         try:
+            # ORDER: once more under the lock: an upgrade may have ended in between.
+            check_format(path, files, any_format=any_format)
             home._empty_tmp()
         except BaseException:
             home.close()
@@ -218,6 +267,29 @@ class Home:
             raise NotFound(f"there is no key {name!r} in {os.path.dirname(path)}") from error
         except OSError as error:
             raise refusal(error, f"read the key {name!r}") from error
+
+    def key_names(self) -> list[str]:
+        """Names of the key files, ascending.
+
+        Raises:
+            Unavailable: the folder cannot be read.
+        """
+        folder = os.path.join(self._checked_path(), _KEYS)
+        try:
+            return [name for name in self.files.listdir(folder) if _KEY_NAME.match(name)]
+        except OSError as error:
+            raise refusal(error, f"read {folder}") from error
+
+    def set_format(self, version: int) -> None:
+        """Say which format the store has from now on.
+
+        Raises:
+            StoreFull, ReadOnly, Unavailable: it cannot be said; the old version stands.
+
+        Durability: durable when this returns.
+        """
+        self._checked_path()
+        self._write_format(encode_format(version))
 
     def write_key(self, name: str, data: bytes) -> None:
         """Write a key file that does not exist yet, readable by its owner only.
@@ -288,16 +360,37 @@ def _take_lock(path: str, files: Files) -> int:
     return descriptor
 
 
-def _check_format(path: str, files: Files) -> None:
+def encode_format(version: int) -> bytes:
+    """The bytes of ``format``."""
+    return (json.dumps({"casstore": __version__, "format": version}, sort_keys=True) + "\n").encode("ascii")
+
+
+def check_format(path: str, files: Files, *, any_format: bool = False) -> int:
+    """Read which format a directory has, and refuse what this program cannot open.
+
+    Args:
+        path: of the directory.
+        files: how.
+        any_format: take an older one too.
+
+    Returns:
+        the version.
+
+    Raises:
+        NotInitialised: there is no file ``format``.
+        StoreTooNew, StoreTooOld: it is not ours.
+        DamagedObject: it does not say.
+        Unavailable: it cannot be read.
+    """
     try:
-        data = read_file(files, os.path.join(path, _FORMAT), _FORMAT_MAX_BYTES)
+        data = read_file(files, os.path.join(path, FORMAT), _FORMAT_MAX_BYTES)
     except FileNotFoundError as error:
         raise NotInitialised(
             f"{path} is not a store: it has no file 'format'",
             hint="create one with `casstore init` in an empty directory",
         ) from error
     except OSError as error:
-        raise refusal(error, f"read {path}/{_FORMAT}") from error
+        raise refusal(error, f"read {path}/{FORMAT}") from error
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -312,8 +405,14 @@ def _check_format(path: str, files: Files) -> None:
             f"which knows formats up to {FORMAT_VERSION}",
             hint="use the newer version; stores are not converted back",
         )
+    if found < FORMAT_VERSION and not any_format:
+        raise StoreTooOld(
+            f"the store at {path} has format {found}, this is casstore {__version__}, which works with format {FORMAT_VERSION}",
+            hint=f"make a backup, then convert it: `casstore upgrade --store {path}`",
+        )
+    return found
 
 
 def _damaged_format(path: str) -> CasstoreError:
-    where = os.path.join(path, _FORMAT)
-    return DamagedObject(f"{where} does not say which format the store has", object=_FORMAT, where=where)
+    where = os.path.join(path, FORMAT)
+    return DamagedObject(f"{where} does not say which format the store has", object=FORMAT, where=where)

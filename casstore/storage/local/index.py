@@ -29,7 +29,7 @@ from casstore.storage.local.index_rows import (
     rows_behind,
     sorted_ids,
 )
-from casstore.storage.local.lmdb_env import Database, create_environment
+from casstore.storage.local.lmdb_env import Database, add_missing_tables, create_environment
 from casstore.storage.roles import FileProof, FrameRow, Location, PackRecord
 
 _DIRECTORY: Final = "index"
@@ -63,6 +63,15 @@ class LocalChunkIndex(CollectionTables):
         Durability: all but the name ``index`` itself, which the caller makes durable with the directory.
         """
         create_environment(os.path.join(directory, _DIRECTORY), files, TABLES, "index")
+
+    @classmethod
+    def add_missing_tables(cls, directory: str, files: Files, *, dry_run: bool) -> list[str]:
+        """Make the tables that an older format did not have; returns their names.
+
+        Raises:
+            As :func:`casstore.storage.local.lmdb_env.add_missing_tables`.
+        """
+        return add_missing_tables(os.path.join(directory, _DIRECTORY), files, TABLES, "index", dry_run=dry_run)
 
     def has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
         """See the role."""
@@ -178,6 +187,10 @@ class LocalChunkIndex(CollectionTables):
         if rows:
             with self._environment.write() as transaction, transaction.cursor(self._file_memo) as cursor:
                 cursor.putmulti(rows, overwrite=False)
+
+    def copy_to(self, descriptor: int) -> None:
+        """See the role :class:`~casstore.storage.roles.Copyable`."""
+        self._environment.copy_to(descriptor)
 
     def close(self) -> None:
         """See the role."""

@@ -16,7 +16,13 @@ import lmdb
 
 from casstore.errors import StateError
 from casstore.storage.local.files import Files
-from casstore.storage.local.lmdb_env import Database, LmdbEnvironment, Transaction, create_environment
+from casstore.storage.local.lmdb_env import (
+    Database,
+    LmdbEnvironment,
+    Transaction,
+    add_missing_tables,
+    create_environment,
+)
 from casstore.storage.roles import Table
 
 KEY_MAX_BYTES: Final = 511  # LMDB's own bound, compiled in
@@ -54,6 +60,17 @@ class LocalLedger:
         """
         create_environment(os.path.join(directory, _DIRECTORY), files, list(_NAMES.values()), "ledger")
 
+    @classmethod
+    def add_missing_tables(cls, directory: str, files: Files, *, dry_run: bool) -> list[str]:
+        """Make the tables that an older format did not have; returns their names.
+
+        Raises:
+            As :func:`casstore.storage.local.lmdb_env.add_missing_tables`.
+        """
+        return add_missing_tables(
+            os.path.join(directory, _DIRECTORY), files, list(_NAMES.values()), "ledger", dry_run=dry_run
+        )
+
     @contextmanager
     def read(self) -> Iterator[LocalLedgerView]:
         """See the role."""
@@ -77,6 +94,10 @@ class LocalLedger:
                 yield view
             finally:
                 view.end()
+
+    def copy_to(self, descriptor: int) -> None:
+        """See the role :class:`~casstore.storage.roles.Copyable`."""
+        self._environment.copy_to(descriptor)
 
     def close(self) -> None:
         """See the role."""

@@ -93,6 +93,63 @@ def create_environment(path: str, files: Files, tables: Sequence[bytes], what: s
         environment.close()
 
 
+def add_missing_tables(path: str, files: Files, tables: Sequence[bytes], what: str, *, dry_run: bool) -> list[str]:
+    """Make those tables of an environment that it does not have yet, all in one transaction.
+
+    Args:
+        path: its directory.
+        files: how.
+        tables: the names that it must have.
+        what: "index" or "ledger", for messages.
+        dry_run: only say which are missing.
+
+    Returns:
+        the names of those that were missing.
+
+    Raises:
+        NotInitialised: there is no environment.
+        StoreBusy: this process has it open.
+        DamagedObject: what is there is not one.
+        StoreFull, Unavailable: they cannot be made; none of them was.
+        OutcomeUnknown: the commit failed: all of them are there, or none.
+
+    Durability: durable when this returns.
+    """
+    if not os.path.isfile(os.path.join(path, _DATA_FILE)):
+        raise NotInitialised(f"there is no {what} at {path}")
+    environment = _open(path, what, create=False)
+    try:
+        with environment.begin() as transaction:
+            missing = [name for name in tables if transaction.get(name) is None]
+    except lmdb.Error as error:
+        environment.close()
+        raise _translate(error, what, path) from error
+    if dry_run or not missing:
+        environment.close()
+        return [name.decode("ascii") for name in missing]
+    try:
+        transaction = environment.begin(write=True)
+        try:
+            for name in missing:
+                environment.open_db(name, txn=transaction, create=True)
+        except BaseException:
+            transaction.abort()
+            raise
+    except (lmdb.Error, OSError) as error:
+        environment.close()
+        raise _translate(error, what, path) from error
+    try:
+        files.commit(transaction)
+    except (lmdb.Error, OSError) as error:
+        transaction.abort()
+        raise OutcomeUnknown(
+            f"the {what}'s commit failed ({error}): its new tables may or may not be there", hint="do the upgrade again"
+        ) from error
+    finally:
+        environment.close()
+    return [name.decode("ascii") for name in missing]
+
+
 class LmdbEnvironment:
     """One open environment with a fixed set of tables.
 
@@ -176,6 +233,26 @@ class LmdbEnvironment:
             self._commit(transaction)
         finally:
             self._writer.release()
+
+    def copy_to(self, descriptor: int) -> None:
+        """Write a consistent copy of the whole environment to a file: that of one moment, compacted.
+
+        Writers go on meanwhile; what they free is not reused before the copy ends.
+
+        Args:
+            descriptor: of an empty file; the caller syncs it.
+
+        Raises:
+            StoreFull, Unavailable: it cannot be written.
+            DamagedObject: the environment cannot be read.
+
+        Threads: any.
+        """
+        self._check()
+        try:
+            self._environment.copyfd(descriptor, compact=True)
+        except (lmdb.Error, OSError) as error:
+            raise _translate(error, self._what, self._path) from error
 
     def _commit(self, transaction: Transaction) -> None:
         try:
