@@ -3,6 +3,9 @@
 Owns the order of a push.  Three steps depend on each other and no more: ask what is missing, upload that, commit; reading,
 cutting, hashing, asking, compressing and uploading overlap, within a budget of bytes.
 
+A directory that was pushed before is first looked at: if nothing changed, its tree is known, and the first question and the
+commit are all there is to it.  Else what did not change is taken from the stat cache, and read only if the server lacks it.
+
 # ORDER: walk → read → assemble run in tree order; what follows does not care.  The root goes into the last pack, and the
 commit waits until every pack is acknowledged.
 
@@ -12,6 +15,7 @@ Memory: ``HELD_MAX_BYTES`` of content, and ``UPLOADS_MAX`` + 1 packs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import stat
 import time
@@ -28,16 +32,22 @@ from casstore.wire import Artifact, Chunking, CommitRequest, Label, ServerConfig
 from casstore_client.assemble import Assembled, BlobAssembler, Totals, TreeAssembler
 from casstore_client.errors import ProtocolError, local_fault
 from casstore_client.progress_events import Phase, Progress, ProgressMeter
+from casstore_client.excludes import read_excludes
+from casstore_client.memory import Memory
 from casstore_client.reading import ReadingLine
-from casstore_client.scan import Scanned, walk
+from casstore_client.scan import Scanned
 from casstore_client.source import WINDOW_BYTES, FileReader, StreamReader, Window, scan_file
 from casstore_client.transport import Transport
+from casstore_client.stat_cache import locate_cache
+from casstore_client.unread import CacheContradicted
 from casstore_client.upload import Sent, Uploader
 from casstore_client.workers import Budget, Workers, first_fault
 
 HELD_MAX_BYTES: Final = 64 * MIB
 COMPRESSION: Final = "zstd"
 COMMIT_TIMEOUT_S: Final = 3600.0  # the server may have to read everything once more
+
+log: Final = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["tree", "blob"]
 
@@ -75,6 +85,16 @@ class CommitInfo(NamedTuple):
     labels: list[Label]
 
 
+class PushOptions(NamedTuple):
+    """How a push goes about it."""
+
+    exclude: Sequence[str] = ()
+    """Patterns of what is left out, as in ``.casstoreignore``."""
+    cache: bool = True
+    """Whether the stat cache is used and written."""
+    progress: Progress | None = None
+
+
 class _OtherParameters(Exception):
     """The store cuts otherwise than was assumed while its answer was on the way."""
 
@@ -90,7 +110,7 @@ async def push(
     *,
     name: str | None = None,
     labels: Sequence[Label] = (),
-    progress: Progress | None = None,
+    options: PushOptions = PushOptions(),  # noqa: B008  (immutable)
 ) -> Pushed:
     """Push a directory, a file or a stream.
 
@@ -100,7 +120,7 @@ async def push(
         source: path of a directory or file, or the descriptor of a stream.
         name: the artifact's name.
         labels: the artifact's labels.
-        progress: told how far it is.
+        options: how it goes about it.
 
     Raises:
         As :meth:`casstore_client.client.AsyncClient.push`.
@@ -110,7 +130,7 @@ async def push(
     parameters = DEFAULT_PARAMETERS
     attempts = 0
     while True:
-        job = _Push(transport, config, parameters, progress)
+        job = _Push(transport, config, parameters, options)
         try:
             return await job.run(source, CommitInfo(name, list(labels)))
         except BaseExceptionGroup as group:
@@ -119,6 +139,9 @@ async def push(
             fault = error
         if isinstance(source, bytes) and isinstance(fault, _OtherParameters):
             parameters = fault.parameters
+        elif isinstance(fault, CacheContradicted):
+            log.debug("the push begins again without the stat cache: %s", fault)
+            options = options._replace(cache=False)
         elif isinstance(source, bytes) and isinstance(fault, LeaseLost) and attempts == 0:
             attempts += 1  # begin again, once, with a new id; a stream cannot
         else:
@@ -133,7 +156,7 @@ class _Push:
         transport: Transport,
         config: Callable[[], Awaitable[ServerConfig]],
         parameters: Parameters,
-        progress: Progress | None,
+        options: PushOptions,
     ) -> None:
         self._transport = transport
         self._config = config
@@ -142,7 +165,8 @@ class _Push:
         self._began_s = time.monotonic()
         self._before = transport.stats.requests.copy()
         transferred_before = transport.stats.transferred
-        self._meter = ProgressMeter(progress, lambda: transport.stats.transferred - transferred_before)
+        self._options = options
+        self._meter = ProgressMeter(options.progress, lambda: transport.stats.transferred - transferred_before)
         self._budget = Budget(HELD_MAX_BYTES)
         self._seen: set[bytes] = set()
 
@@ -155,21 +179,48 @@ class _Push:
         fd, scanned = await asyncio.to_thread(open_source, source)
         try:
             if scanned is None:
-                return await self._push_tree(fd, info)
+                return await self._push_directory(fd, source, info)
             return await self._push_blob(StreamReader(lambda: os.dup(fd), self._parameters, self._seen, scanned), info)
         finally:
             os.close(fd)
 
-    async def _push_tree(self, root_fd: int, info: CommitInfo) -> Pushed:
-        assembler = TreeAssembler(self._parameters, self._seen)
+    async def _push_directory(self, root_fd: int, path: bytes, info: CommitInfo) -> Pushed:
+        excludes = await asyncio.to_thread(read_excludes, root_fd, self._options.exclude)
+        place = locate_cache(path, self._parameters) if self._options.cache else None
+        memory = Memory(root_fd, place, excludes)
+        try:
+            pushed = await self._push_unchanged(memory, info)
+            return pushed or await self._push_tree(root_fd, memory, info)
+        finally:
+            memory.close()
+
+    async def _push_unchanged(self, memory: Memory, info: CommitInfo) -> Pushed | None:
+        """Push a directory by looking at it; None if it changed, or the server lacks something of it."""
+        summary = memory.summary
+        if summary is None:
+            return None
+        async with Workers() as workers, asyncio.TaskGroup() as group:
+            # Asked while the walk goes on: the answer is worth nothing only if something changed.
+            uploader = self._uploader(workers, group, group)
+            question = group.create_task(uploader.missing("page", summary.pages))
+            unchanged = await workers.run_light(memory.is_unchanged)
+            if not unchanged or any(await question):
+                return None
+            await uploader.finish([(ObjectKind.ROOT, bytes(summary.digest), summary.root)])
+        artifact = await self._commit("tree", summary.digest, uploader, info)
+        return self._describe("tree", summary.digest, artifact, summary.totals, uploader.sent)
+
+    async def _push_tree(self, root_fd: int, memory: Memory, info: CommitInfo) -> Pushed:
         line: ReadingLine | None = None
         try:
             async with Workers() as workers:
                 async with asyncio.TaskGroup() as uploads:
                     async with asyncio.TaskGroup() as work:
                         uploader = self._uploader(workers, work, uploads)
+                        found = await workers.run_light(memory.walk)
+                        assembler = TreeAssembler(self._parameters, self._seen, root_fd, memory.cache, memory.writer)
                         reader = FileReader(root_fd, self._parameters, self._seen)
-                        line = ReadingLine(walk(root_fd), reader, workers, self._budget, work.create_task)
+                        line = ReadingLine(found, reader, workers, self._budget, work.create_task)
                         work.create_task(self._check_parameters())
                         work.create_task(line.run())
                         await self._assemble(line, assembler, uploader, workers)
@@ -178,6 +229,7 @@ class _Push:
                         await uploader.flush()
                     await uploader.finish([(ObjectKind.ROOT, bytes(digest), root)])
                 artifact = await self._commit("tree", digest, uploader, info)
+                await workers.run_light(memory.keep, root, assembler.totals)
             return self._describe("tree", digest, artifact, assembler.totals, uploader.sent)
         finally:
             if line is not None:
@@ -191,11 +243,12 @@ class _Push:
     ) -> None:
         async for batch, result in line:
             if isinstance(result, Window):
+                assert isinstance(batch.items[0], Scanned), "what is known has no windows"
                 out = await workers.run_light(assembler.add_window, batch.items[0], result)
                 self._meter.add(1 if result.digest is not None else 0, result.bytes)
             else:
                 out = await workers.run_light(assembler.add_batch, result)
-                self._meter.add(batch.files, batch.bytes)
+                self._meter.add(batch.files + batch.known_files, batch.bytes + batch.known_bytes)
             await self._offer(out, uploader)
 
     async def _push_blob(self, reader: StreamReader, info: CommitInfo) -> Pushed:
