@@ -11,20 +11,23 @@ Threads: one at a time.
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
+from casstore.chunking import Parameters
 from casstore.errors import CasstoreError
 from casstore.formats.tree import decode_root, tree_digest
 from casstore.ids import PageDigest, TreeDigest
 from casstore_client.assemble import Totals
-from casstore_client.excludes import Patterns
-from casstore_client.listing import Fingerprint, look_again
+from casstore_client.beneath import Beneath
+from casstore_client.excludes import Patterns, read_excludes
+from casstore_client.listing import RECORDS, Fingerprint, list_directory, look_again
 from casstore_client.scan import Scanned, walk
 from casstore_client.source import Found, Known
-from casstore_client.stat_cache import CachePlace, CacheWriter, StatCache, Summary
+from casstore_client.stat_cache import CachePlace, CacheWriter, StatCache, Summary, locate_cache
 
 
 class LastTree(NamedTuple):
@@ -41,32 +44,66 @@ class Memory:
 
     Args:
         root_fd: the directory; stays the caller's.
-        place: where its cache is; None for none.
-        patterns: what is left out.
+        path: its path.
+        parameters: how content is cut.
+        exclude: patterns of what is left out, beside those in the directory's own file.
+        cached: whether the stat cache is used and written.
     """
 
-    def __init__(self, root_fd: int, place: CachePlace | None, patterns: Patterns | None) -> None:
-        self.cache = None if place is None else StatCache.open(place)
+    def __init__(
+        self, root_fd: int, path: bytes, parameters: Parameters, *, exclude: Sequence[str], cached: bool
+    ) -> None:
+        self.cache: StatCache | None = None
         self.writer: CacheWriter | None = None
+        self.last: LastTree | None = None
+        """The tree of the push before, if a look at the directory can show that it is still that."""
         self._root_fd = root_fd
-        self._place = place
-        self._patterns = patterns
+        self._path = path
+        self._parameters = parameters
+        self._exclude = exclude
+        self._cached = cached
+        self._place: CachePlace | None = None
+        self._patterns: Patterns | None = None
         self._fingerprint: Fingerprint | None = None
 
-    @cached_property
-    def summary(self) -> LastTree | None:
-        """The tree of the push before, if a look at the directory can show that it is still that."""
+    def open(self) -> None:
+        """Read the patterns, and open the cache if there is one.
+
+        Raises:
+            InvalidInput: a pattern can match nothing, or the file with them cannot be read.
+        """
+        self._patterns = read_excludes(self._root_fd, self._exclude)
+        if self._cached:
+            self._place = locate_cache(self._path, self._parameters)
+        if self._place is not None:
+            self.cache = StatCache.open(self._place)
         if self.cache is None or not self.cache.summary.marks:
-            return None
+            return
         summary = self.cache.summary
         totals = Totals()
         totals.files, totals.directories, totals.links = summary.files, summary.directories, summary.links
         totals.bytes, totals.chunks, totals.chunk_bytes = summary.size_bytes, summary.chunks, summary.chunk_bytes
-        try:
+        with suppress(CasstoreError):  # no root of this version; its hash was right, so another version wrote it
             pages = [page.digest for page in decode_root(summary.root)]
-        except CasstoreError:  # no root of this version; its hash was right, so another version wrote it
-            return None
-        return LastTree(tree_digest(summary.root), summary.root, pages, totals)
+            self.last = LastTree(tree_digest(summary.root), summary.root, pages, totals)
+
+    def count(self) -> tuple[int, int]:
+        """How many files there are, and their bytes.
+
+        Raises:
+            SourceChanged, InvalidInput: as a walk.
+        """
+        files = size = 0
+        with Beneath(self._root_fd) as below:
+            stack = [b""]
+            while stack:
+                listing = list_directory(below, stack.pop(), self._patterns)
+                stack += listing.directories
+                for _, _, length, _, _, mode in RECORDS.iter_unpack(listing.records):
+                    if stat.S_ISREG(mode):
+                        files += 1
+                        size += length
+        return files, size
 
     def is_unchanged(self) -> bool:
         """Look at everything in the directory.

@@ -24,26 +24,25 @@ from contextlib import suppress
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from casstore.chunking import ALGORITHM, DEFAULT_PARAMETERS, Parameters
-from casstore.errors import Conflict, LeaseLost, NotFound, Unsupported
+from casstore.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unsupported
 from casstore.formats.pack import ObjectKind
 from casstore.ids import ArtifactName, BlobDigest, PushId, TreeDigest
 from casstore.limits import CHUNK_MAX_BYTES, MIB
 from casstore.wire import Artifact, Chunking, CommitRequest, Label, ServerConfig
 from casstore_client.assemble import Assembled, BlobAssembler, Totals, TreeAssembler
 from casstore_client.errors import ProtocolError, local_fault
-from casstore_client.progress_events import Phase, Progress, ProgressMeter
-from casstore_client.excludes import read_excludes
 from casstore_client.memory import Memory
+from casstore_client.progress_events import Phase, Progress, ProgressMeter
 from casstore_client.reading import ReadingLine
 from casstore_client.scan import Scanned
 from casstore_client.source import WINDOW_BYTES, FileReader, StreamReader, Window, scan_file
 from casstore_client.transport import Transport
-from casstore_client.stat_cache import locate_cache
 from casstore_client.unread import CacheContradicted
 from casstore_client.upload import Sent, Uploader
 from casstore_client.workers import Budget, Workers, first_fault
 
 HELD_MAX_BYTES: Final = 64 * MIB
+COUNT_AFTER_S: Final = 1.0  # looking twice at a tree that is pushed sooner would take longer than it tells
 COMPRESSION: Final = "zstd"
 COMMIT_TIMEOUT_S: Final = 3600.0  # the server may have to read everything once more
 
@@ -173,6 +172,7 @@ class _Push:
     async def run(self, source: bytes | int, info: CommitInfo) -> Pushed:
         self._meter.enter(Phase.PUSH)
         if isinstance(source, int):
+            self._refuse_patterns("a stream")
             # A stream cannot be read twice, so how to cut it is asked first.
             self._parameters = parameters_of((await self._config()).chunking)
             return await self._push_blob(StreamReader(lambda: os.dup(source), self._parameters, self._seen), info)
@@ -180,14 +180,17 @@ class _Push:
         try:
             if scanned is None:
                 return await self._push_directory(fd, source, info)
+            self._refuse_patterns("a file")
             return await self._push_blob(StreamReader(lambda: os.dup(fd), self._parameters, self._seen, scanned), info)
         finally:
             os.close(fd)
 
+    def _refuse_patterns(self, what: str) -> None:
+        if self._options.exclude:
+            raise InvalidInput(f"patterns leave something out of a directory; this is {what}")
+
     async def _push_directory(self, root_fd: int, path: bytes, info: CommitInfo) -> Pushed:
-        excludes = await asyncio.to_thread(read_excludes, root_fd, self._options.exclude)
-        place = locate_cache(path, self._parameters) if self._options.cache else None
-        memory = Memory(root_fd, place, excludes)
+        memory = Memory(root_fd, path, self._parameters, exclude=self._options.exclude, cached=self._options.cache)
         try:
             pushed = await self._push_unchanged(memory, info)
             return pushed or await self._push_tree(root_fd, memory, info)
@@ -196,19 +199,21 @@ class _Push:
 
     async def _push_unchanged(self, memory: Memory, info: CommitInfo) -> Pushed | None:
         """Push a directory by looking at it; None if it changed, or the server lacks something of it."""
-        summary = memory.summary
-        if summary is None:
-            return None
         async with Workers() as workers, asyncio.TaskGroup() as group:
+            await workers.run_light(memory.open)
+            last = memory.last
+            if last is None:
+                return None
             # Asked while the walk goes on: the answer is worth nothing only if something changed.
             uploader = self._uploader(workers, group, group)
-            question = group.create_task(uploader.missing("page", summary.pages))
+            question = group.create_task(uploader.missing("page", last.pages))
             unchanged = await workers.run_light(memory.is_unchanged)
             if not unchanged or any(await question):
                 return None
-            await uploader.finish([(ObjectKind.ROOT, bytes(summary.digest), summary.root)])
-        artifact = await self._commit("tree", summary.digest, uploader, info)
-        return self._describe("tree", summary.digest, artifact, summary.totals, uploader.sent)
+            await uploader.finish([(ObjectKind.ROOT, bytes(last.digest), last.root)])
+        self._meter.add(last.totals.files, last.totals.bytes)
+        artifact = await self._commit("tree", last.digest, uploader, info)
+        return self._describe("tree", last.digest, artifact, last.totals, uploader.sent)
 
     async def _push_tree(self, root_fd: int, memory: Memory, info: CommitInfo) -> Pushed:
         line: ReadingLine | None = None
@@ -223,10 +228,12 @@ class _Push:
                         line = ReadingLine(found, reader, workers, self._budget, work.create_task)
                         work.create_task(self._check_parameters())
                         work.create_task(line.run())
+                        counting = work.create_task(self._count(memory, workers))
                         await self._assemble(line, assembler, uploader, workers)
                         out, root, digest = await workers.run_light(assembler.finish)
                         await self._offer(out, uploader)
                         await uploader.flush()
+                        counting.cancel()
                     await uploader.finish([(ObjectKind.ROOT, bytes(digest), root)])
                 artifact = await self._commit("tree", digest, uploader, info)
                 await workers.run_light(memory.keep, root, assembler.totals)
@@ -234,6 +241,12 @@ class _Push:
         finally:
             if line is not None:
                 line.close()
+
+    async def _count(self, memory: Memory, workers: Workers) -> None:
+        """Find out how much there is, for whoever watches a push that takes its time."""
+        if self._options.progress is not None:
+            await asyncio.sleep(COUNT_AFTER_S)
+            self._meter.total_files, self._meter.total_bytes = await workers.run(memory.count)
 
     def _uploader(self, workers: Workers, work: asyncio.TaskGroup, uploads: asyncio.TaskGroup) -> Uploader:
         return Uploader(self._transport, self._push, workers=workers, budget=self._budget, work=work, uploads=uploads)

@@ -154,7 +154,7 @@ class StatCache:
         path = place.path
         file: IO[bytes] | None = None
         try:
-            file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
+            file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")  # noqa: SIM115
             info = os.fstat(file.fileno())
             if info.st_uid != os.geteuid() or info.st_mode & 0o022:
                 raise _Unbelievable("it belongs to someone else, or others may write to it")
@@ -283,7 +283,7 @@ class CacheWriter:
         self._size = 0
         try:
             place.folder.mkdir(0o700, parents=True, exist_ok=True)
-            self._file = open(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+            self._file = open(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")  # noqa: SIM115
             self._file.write(_MAGIC)
         except OSError as error:
             self._give_up(str(error))
