@@ -24,7 +24,16 @@ from contextlib import suppress
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from casstore.chunking import ALGORITHM, DEFAULT_PARAMETERS, Parameters
-from casstore.errors import Conflict, InvalidInput, LeaseLost, NotFound, Unsupported
+from casstore.errors import (
+    CasstoreError,
+    Conflict,
+    DigestMismatch,
+    InvalidInput,
+    LeaseLost,
+    MalformedDocument,
+    NotFound,
+    Unsupported,
+)
 from casstore.formats.pack import ObjectKind
 from casstore.ids import ArtifactName, BlobDigest, PushId, TreeDigest
 from casstore.limits import CHUNK_MAX_BYTES, MIB
@@ -36,6 +45,7 @@ from casstore_client.progress_events import Phase, Progress, ProgressMeter
 from casstore_client.reading import ReadingLine
 from casstore_client.scan import Scanned
 from casstore_client.source import WINDOW_BYTES, FileReader, StreamReader, Window, scan_file
+from casstore_client.stat_cache import forget_cache
 from casstore_client.transport import Transport
 from casstore_client.unread import CacheContradicted
 from casstore_client.upload import Sent, Uploader
@@ -75,6 +85,10 @@ class Pushed(NamedTuple):
     seconds: float
     requests: dict[str, int]
     """How many requests each step took."""
+
+
+_CACHE_FAULTS: Final = (CacheContradicted, DigestMismatch, MalformedDocument)
+"""What comes of a stat cache that is wrong: found here, or by the server's proof."""
 
 
 class CommitInfo(NamedTuple):
@@ -128,21 +142,26 @@ async def push(
         ArtifactName.parse(name)
     parameters = DEFAULT_PARAMETERS
     attempts = 0
+    forgotten = False
     while True:
         job = _Push(transport, config, parameters, options)
         try:
             return await job.run(source, CommitInfo(name, list(labels)))
         except BaseExceptionGroup as group:
             fault = first_fault(group)
-        except LeaseLost as error:
+        except CasstoreError as error:
             fault = error
-        if isinstance(source, bytes) and isinstance(fault, _OtherParameters):
+        if not isinstance(source, bytes):
+            raise fault  # a stream cannot be read twice
+        if isinstance(fault, _OtherParameters):
             parameters = fault.parameters
-        elif isinstance(fault, CacheContradicted):
+        elif isinstance(fault, _CACHE_FAULTS) and job.used_cache:
             log.debug("the push begins again without the stat cache: %s", fault)
-            options = options._replace(cache=False)
-        elif isinstance(source, bytes) and isinstance(fault, LeaseLost) and attempts == 0:
-            attempts += 1  # begin again, once, with a new id; a stream cannot
+            await asyncio.to_thread(forget_cache, source, parameters)
+            options = options._replace(cache=options.cache and not forgotten)
+            forgotten = True
+        elif isinstance(fault, LeaseLost) and attempts == 0:
+            attempts += 1  # begin again, once, with a new id
         else:
             raise fault
 
@@ -168,6 +187,8 @@ class _Push:
         self._meter = ProgressMeter(options.progress, lambda: transport.stats.transferred - transferred_before)
         self._budget = Budget(HELD_MAX_BYTES)
         self._seen: set[bytes] = set()
+        self.used_cache = False
+        """Whether anything was taken from the stat cache."""
 
     async def run(self, source: bytes | int, info: CommitInfo) -> Pushed:
         self._meter.enter(Phase.PUSH)
@@ -202,6 +223,7 @@ class _Push:
         async with Workers() as workers, asyncio.TaskGroup() as group:
             await workers.run_light(memory.open)
             last = memory.last
+            self.used_cache = memory.cache is not None
             if last is None:
                 return None
             # Asked while the walk goes on: the answer is worth nothing only if something changed.

@@ -131,6 +131,14 @@ def locate_cache(
         return None
 
 
+def forget_cache(directory: bytes, parameters: Parameters) -> None:
+    """Remove the cache of a directory, because it was wrong."""
+    place = locate_cache(directory, parameters)
+    with suppress(OSError):
+        if place is not None:
+            os.unlink(place.path)
+
+
 class StatCache:
     """The cache as it was when it was opened.
 

@@ -159,8 +159,10 @@ def test_a_file_that_changes_behind_the_walk_of_an_unread_push(
 
 
 @pytest.mark.usefixtures("believing")
-@pytest.mark.parametrize("path", [b"large/one", b"d03/f0003"])
-def test_a_cache_that_is_wrong_is_found_out(client: Client, tmp_path: Path, path: bytes) -> None:
+@pytest.mark.parametrize(("path", "also_chunks"), [(b"large/one", False), (b"large/one", True), (b"d03/f0003", False)])
+def test_a_cache_that_is_wrong_is_found_out(
+    client: Client, tmp_path: Path, path: bytes, also_chunks: bool, reads: Reads
+) -> None:
     """Only by someone who writes valid hashes into it; the push begins again without it."""
     top = many_files(tmp_path / "tree", 50)
     right = client.push(top)
@@ -175,13 +177,16 @@ def test_a_cache_that_is_wrong_is_found_out(client: Client, tmp_path: Path, path
         digest, chunks = known
         if entry[0] == path:
             digest = type(digest)(bytes(32))
-            chunks = [(type(chunk)(bytes(32)), length) for chunk, length in chunks]
+            if also_chunks:
+                chunks = [(type(chunk)(bytes(4) + chunk[4:]), length) for chunk, length in chunks]
         forged.add_file(*entry, digest, chunks)
     forged.commit(stat_cache.Summary(place.directory, tuple(place.parameters), b"", b"", 0, 0, 0, 0, 0, 0))
     cache.close()
     pushed = client.push(top)
     assert pushed.digest == right.digest
+    reads.take()
     assert client.push(top).digest == right.digest
+    assert reads.take() == []
 
 
 def stat_cache_files(top: Path) -> list[tuple[bytes, stat_cache.Stamp]]:
@@ -313,19 +318,48 @@ def test_any_edits_at_all(server: Running, tmp_path: Path, monkeypatch: pytest.M
 
 # --- pushes that are interrupted -------------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-from casstore_client import Client
-def watch(event):
-    if event.transferred_bytes > int(sys.argv[4]):
-        os.kill(os.getpid(), getattr(signal, sys.argv[5]))
-with Client(sys.argv[1], token=sys.argv[2]) as client:
-    client.push(sys.argv[3], progress=watch)
+ENDING = """
+import os
+from casstore_client import upload
+from casstore_client.cli import main
+
+real = upload.Uploader._upload
+
+async def uploading(self, sealed):
+    await real(self, sealed)
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+
+upload.Uploader._upload = uploading
+main()
 """
+"""The command line, and a signal as soon as the server has acknowledged a pack."""
+
+
+def push_and_end(
+    server: ServerProcess, top: Path, cache: Path, number: signal.Signals
+) -> subprocess.CompletedProcess[str]:
+    token = server.created.token.secret
+    assert token is not None
+    environ = {"CASSTORE_URL": server.url, "CASSTORE_TOKEN": token, "CASSTORE_CACHE_DIR": str(cache)}
+    paths = [str(ROOT), str(ROOT / "server"), str(ROOT / "client")]
+    return subprocess.run(
+        [sys.executable, "-c", ENDING, "push", str(top)],
+        env={**os.environ, **environ, "PYTHONPATH": os.pathsep.join(paths), "SIGNAL": str(int(number))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def stored_bytes(store: Path) -> int:
     return sum(path.stat().st_size for path in (store / "packs").rglob("*.pack"))
+
+
+def random_files(top: Path) -> Path:
+    """Bytes that do not compress, so that what a pack holds is what it weighs; five packs of them."""
+    chance = random.Random(3)
+    return make_tree(top, {b"%02d" % n: chance.randbytes(4_000_000) for n in range(20)})
 
 
 def test_a_push_that_was_killed_goes_on_where_it_was(
@@ -333,25 +367,19 @@ def test_a_push_that_was_killed_goes_on_where_it_was(
 ) -> None:
     """What the server has stored is not sent again, though nothing was committed."""
     server = start_server()
-    chance = random.Random(3)
-    top = make_tree(tmp_path / "tree", {b"%02d" % n: chance.randbytes(4_000_000) for n in range(30)})
-    token = server.created.token.secret
-    assert token is not None
-    command = [sys.executable, "-c", KILLED, server.url, token, str(top), "60000000", "SIGKILL"]
-    done = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
+    top = random_files(tmp_path / "tree")
+    done = push_and_end(server, top, tmp_path / "cache", signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
-    with Client(server.url, token=token) as client:
+    with Client(server.url, token=server.created.token.secret) as client:
         assert client.artifacts().artifacts == []
         before = stored_bytes(server.directory)
         assert before > 16_000_000
         pushed = client.push(top)
-        # Random bytes do not compress, so what a pack holds is what it weighs.
         assert 0 < pushed.new_bytes <= pushed.chunk_bytes - before + 1_000_000
         assert pushed.sent_bytes <= 1.01 * pushed.new_bytes + 100_000
         assert stored_bytes(server.directory) < 1.01 * pushed.chunk_bytes + 1_000_000
         client.pull(pushed.digest, tmp_path / "copy")
         assert read_tree(tmp_path / "copy") == read_tree(top)
-    assert not list(Path(os.environ["CASSTORE_CACHE_DIR"]).rglob(f"*{top.name}*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -359,37 +387,14 @@ def test_a_push_that_is_interrupted_leaves_nothing_half(
     start_server: Callable[..., ServerProcess], tmp_path: Path, number: signal.Signals
 ) -> None:
     server = start_server()
-    chance = random.Random(4)
-    top = make_tree(tmp_path / "tree", {b"%02d" % n: chance.randbytes(4_000_000) for n in range(30)})
-    token = server.created.token.secret
-    assert token is not None
-    cache = tmp_path / "cache"
-    script = (
-        "import os, sys, threading, time\n"
-        "from casstore_client.cli import main\n"
-        "from casstore_client import upload\n"
-        "real = upload.Uploader._upload\n"
-        "async def uploading(self, sealed):\n"
-        "    await real(self, sealed)\n"
-        "    os.kill(os.getpid(), int(os.environ['SIGNAL']))\n"
-        "upload.Uploader._upload = uploading\n"
-        "main()\n"
-    )
-    environ = {**os.environ, "CASSTORE_URL": server.url, "CASSTORE_TOKEN": token, "CASSTORE_CACHE_DIR": str(cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", script, "push", str(top)],
-        cwd=ROOT,
-        env={**environ, "SIGNAL": str(int(number))},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    top = random_files(tmp_path / "tree")
+    done = push_and_end(server, top, tmp_path / "cache", number)
     assert done.returncode == 128 + number
-    assert done.stdout == b""
-    (line,) = done.stderr.decode().splitlines()
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
     assert line.startswith("Interrupted. Nothing was left half done")
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
-    with Client(server.url, token=token) as client:
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    with Client(server.url, token=server.created.token.secret) as client:
         assert client.artifacts().artifacts == []
         pushed = client.push(top)
         assert pushed.new_bytes < pushed.chunk_bytes
