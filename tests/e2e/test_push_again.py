@@ -128,12 +128,12 @@ def test_what_another_server_lacks_is_read_and_sent(client: Client, tmp_path: Pa
         assert read_tree(tmp_path / "copy") == read_tree(top)
         # Half of it: what is there is not read.
         make_tree(tmp_path / "half", {b"x": (top / "large" / "one").read_bytes()})
-    with run_in_thread(tmp_path / "third-store", make_store(tmp_path / "third-store")) as third:
-        with Client(third.url, token=third.token) as there:
-            there.push(tmp_path / "half")
-            reads.take()
-            there.push(top)
-            assert b"large/one" not in reads.take()
+    created = make_store(tmp_path / "third-store")
+    with run_in_thread(tmp_path / "third-store", created) as third, Client(third.url, token=third.token) as there:
+        there.push(tmp_path / "half")
+        reads.take()
+        there.push(top)
+        assert b"large/one" not in reads.take()
 
 
 @pytest.mark.usefixtures("believing")
@@ -391,7 +391,7 @@ def test_a_push_that_is_interrupted_leaves_nothing_half(
     done = push_and_end(server, top, tmp_path / "cache", number)
     assert done.returncode == 128 + number
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    (line,) = done.stderr.strip().splitlines()
     assert line.startswith("Interrupted. Nothing was left half done")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
     with Client(server.url, token=server.created.token.secret) as client:
