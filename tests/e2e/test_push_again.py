@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from casstore.chunking import DEFAULT_PARAMETERS
 from casstore.errors import InvalidInput, SourceChanged
@@ -284,7 +284,6 @@ class Edits(RuleBasedStateMachine):
         assert place is not None
         place.path.unlink(missing_ok=True)
 
-    @precondition(lambda self: self.number % 2)
     @rule()
     def damage_the_cache(self) -> None:
         place = locate_cache(os.fsencode(self.top), DEFAULT_PARAMETERS)

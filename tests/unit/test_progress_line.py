@@ -48,7 +48,7 @@ def test_rate_and_remaining_time(clock: Clock, capsys: pytest.CaptureFixture[str
     for _ in range(20):  # a pause, then faster: what was before is forgotten
         tell(1, Phase.PUSH, 2 * MIB, 10 * MIB)
     assert "left" not in tell(0, Phase.PUSH, 2 * MIB, 10 * MIB)
-    assert tell(RATE_OVER_S, Phase.PUSH, 7 * MIB, 10 * MIB).endswith("1.0 MiB/s, 70 %, 3 s left")
+    assert tell(RATE_OVER_S, Phase.PUSH, 7 * MIB, 10 * MIB).endswith("853.3 KiB/s, 70 %, 4 s left")
     assert tell(1, Phase.COMMIT, 10 * MIB, 10 * MIB).startswith("proving: 1,000 files, 10.0 MiB")
     # A file grew meanwhile, or the count came late: never more than everything.
     assert "%" not in tell(1, Phase.PULL, 11 * MIB, 10 * MIB)
