@@ -27,7 +27,9 @@ from casstore_client.errors import local_fault, show_path
 Stamp: TypeAlias = tuple[int, int, int, int, int]
 """What shows that a file was touched: device, inode, size, mtime and ctime in nanoseconds."""
 
-EAGER_ENTRIES_MAX: Final = 16_384  # LIMIT: 600 bytes each; of larger directories only names are held while they are looked at
+EAGER_ENTRIES_MAX: Final = (
+    16_384  # LIMIT: 600 bytes each; of larger directories only names are held while they are looked at
+)
 _RECORD: Final = "QQqqqI"  # what FIELDS gives: the stamp, then type and permission bits
 _FIELDS: Final[Callable[[os.stat_result], tuple[int, int, int, int, int, int]]] = attrgetter(
     "st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns", "st_mode"
