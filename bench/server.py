@@ -30,8 +30,11 @@ class BenchServer:
         self.home = home
         self.store = home / "store"
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("CASSTORE_")}
-        self._environ |= {"XDG_CONFIG_HOME": str(home / "config"), "XDG_STATE_HOME": str(home / "state")}
-        self._environ["XDG_CACHE_HOME"] = str(home / "cache")
+        self._environ |= {
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_STATE_HOME": str(home / "state"),
+            "XDG_CACHE_HOME": str(home / "cache"),
+        }
         self._preload = preload
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""

@@ -284,7 +284,10 @@ class PushService:
         Raises:
             StoreFull, OutcomeUnknown: as the ledger says.
         """
-        return self._artifacts.add(remembered.proof.artifact, by=by)
+        artifact = self._artifacts.add(remembered.proof.artifact, by=by)
+        # A retry finds the artifact; nobody waits for the lease of a push that is done.
+        self.sessions.end(remembered.proof.push)
+        return artifact
 
     def commit(
         self, push: PushId, request: CommitRequest, *, by: str, pool: Executor | None = None, width: int = 1

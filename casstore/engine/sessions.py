@@ -177,6 +177,13 @@ class PushSessions:
         if runs is not None:
             runs.close()
 
+    def end(self, push: PushId) -> None:
+        """The push has committed: it needs its lease no more.  One that still sends packs keeps it."""
+        with self._lock:
+            session = self._sessions.get(push)
+            if session is not None and not session.in_flight:
+                self._drop(push)
+
     def asked(self, push: PushId) -> bool:
         """Whether this push asked what is missing, in the lease that it holds now."""
         with self._lock:

@@ -46,6 +46,9 @@ class Layout(NamedTuple):
     files: list[list[Extent]]
 
 
+_new_extent: Final = tuple.__new__  # the constructor of a NamedTuple costs three times as much
+
+
 class LayoutBuilder:
     """Gathers the rows of one layout; numbers the chunks as they are first used."""
 
@@ -60,7 +63,12 @@ class LayoutBuilder:
             extents: at least one (chunk, plain length of that chunk, offset in it, length), in file order, in bytes.
         """
         ordinals = self._ordinals
-        chunks = self._layout.chunks
+        chunks, files = self._layout
+        if len(extents) == 1:  # by far the most rows
+            chunk, plain_length, offset, length = extents[0]
+            if chunk in ordinals:
+                files.append([_new_extent(Extent, (ordinals[chunk], offset, length))])
+                return
         row: list[Extent] = []
         for chunk, plain_length, offset, length in extents:
             ordinal = ordinals.get(chunk)
@@ -68,7 +76,7 @@ class LayoutBuilder:
                 ordinal = ordinals[chunk] = len(chunks)
                 chunks.append((chunk, plain_length))
             row.append(Extent(ordinal, offset, length))
-        self._layout.files.append(row)
+        files.append(row)
 
     @property
     def layout(self) -> Layout:

@@ -29,7 +29,7 @@ from casstore_client.ledger_api import LedgerApi
 from casstore_client.page_cache import PageCache
 from casstore_client.progress_events import Progress
 from casstore_client.pull import Options, Pulled, pull
-from casstore_client.push import Pushed, push
+from casstore_client.push import Pushed, PushOptions, push
 from casstore_client.transport import Stats, Transport
 from casstore_client.trust_store import TrustStore
 
@@ -109,6 +109,8 @@ class AsyncClient(LedgerApi):
         *,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        exclude: Sequence[str] = (),
+        cache: bool = True,
         progress: Progress | None = None,
     ) -> Pushed:
         """Push a directory (as a tree), a file or standard input (as a blob).
@@ -118,6 +120,8 @@ class AsyncClient(LedgerApi):
                 inside a directory are stored.
             name: what the artifact is called.
             labels: free for people.
+            exclude: patterns of what is left out of a directory, beside those in its ``.casstoreignore``.
+            cache: whether files that were not touched since an earlier push of the directory need not be read again.
             progress: told how far it is, on the loop's thread.
 
         Returns:
@@ -135,7 +139,8 @@ class AsyncClient(LedgerApi):
         """
         source = 0 if path == STDIN else os.fsencode(path)
         sorted_labels = [Label(k, v) for k, v in sorted((labels or {}).items())]
-        return await push(self.transport, self.config, source, name=name, labels=sorted_labels, progress=progress)
+        options = PushOptions(exclude, cache, progress)
+        return await push(self.transport, self.config, source, name=name, labels=sorted_labels, options=options)
 
     async def push_stream(
         self,
@@ -151,7 +156,8 @@ class AsyncClient(LedgerApi):
             As :meth:`push`.
         """
         sorted_labels = [Label(k, v) for k, v in sorted((labels or {}).items())]
-        return await push(self.transport, self.config, fd, name=name, labels=sorted_labels, progress=progress)
+        options = PushOptions(progress=progress)
+        return await push(self.transport, self.config, fd, name=name, labels=sorted_labels, options=options)
 
     async def pull(
         self,

@@ -3,6 +3,9 @@
 Owns the order of a push.  Three steps depend on each other and no more: ask what is missing, upload that, commit; reading,
 cutting, hashing, asking, compressing and uploading overlap, within a budget of bytes.
 
+A directory that was pushed before is first looked at: if nothing changed, its tree is known, and the first question and the
+commit are all there is to it.  Else what did not change is taken from the stat cache, and read only if the server lacks it.
+
 # ORDER: walk → read → assemble run in tree order; what follows does not care.  The root goes into the last pack, and the
 commit waits until every pack is acknowledged.
 
@@ -12,6 +15,7 @@ Memory: ``HELD_MAX_BYTES`` of content, and ``UPLOADS_MAX`` + 1 packs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import stat
 import time
@@ -20,24 +24,39 @@ from contextlib import suppress
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from casstore.chunking import ALGORITHM, DEFAULT_PARAMETERS, Parameters
-from casstore.errors import Conflict, LeaseLost, NotFound, Unsupported
+from casstore.errors import (
+    CasstoreError,
+    Conflict,
+    DigestMismatch,
+    InvalidInput,
+    LeaseLost,
+    MalformedDocument,
+    NotFound,
+    Unsupported,
+)
 from casstore.formats.pack import ObjectKind
 from casstore.ids import ArtifactName, BlobDigest, PushId, TreeDigest
 from casstore.limits import CHUNK_MAX_BYTES, MIB
 from casstore.wire import Artifact, Chunking, CommitRequest, Label, ServerConfig
 from casstore_client.assemble import Assembled, BlobAssembler, Totals, TreeAssembler
 from casstore_client.errors import ProtocolError, local_fault
+from casstore_client.memory import Memory
 from casstore_client.progress_events import Phase, Progress, ProgressMeter
 from casstore_client.reading import ReadingLine
-from casstore_client.scan import Scanned, walk
+from casstore_client.scan import Scanned
 from casstore_client.source import WINDOW_BYTES, FileReader, StreamReader, Window, scan_file
+from casstore_client.stat_cache import forget_cache
 from casstore_client.transport import Transport
+from casstore_client.unread import CacheContradicted
 from casstore_client.upload import Sent, Uploader
 from casstore_client.workers import Budget, Workers, first_fault
 
 HELD_MAX_BYTES: Final = 64 * MIB
+COUNT_AFTER_S: Final = 1.0  # looking twice at a tree that is pushed sooner would take longer than it tells
 COMPRESSION: Final = "zstd"
 COMMIT_TIMEOUT_S: Final = 3600.0  # the server may have to read everything once more
+
+log: Final = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["tree", "blob"]
 
@@ -68,11 +87,25 @@ class Pushed(NamedTuple):
     """How many requests each step took."""
 
 
+_CACHE_FAULTS: Final = (CacheContradicted, DigestMismatch, MalformedDocument)
+"""What comes of a stat cache that is wrong: found here, or by the server's proof."""
+
+
 class CommitInfo(NamedTuple):
     """What a commit says beside the digest."""
 
     name: str | None
     labels: list[Label]
+
+
+class PushOptions(NamedTuple):
+    """How a push goes about it."""
+
+    exclude: Sequence[str] = ()
+    """Patterns of what is left out, as in ``.casstoreignore``."""
+    cache: bool = True
+    """Whether the stat cache is used and written."""
+    progress: Progress | None = None
 
 
 class _OtherParameters(Exception):
@@ -90,7 +123,7 @@ async def push(
     *,
     name: str | None = None,
     labels: Sequence[Label] = (),
-    progress: Progress | None = None,
+    options: PushOptions = PushOptions(),  # noqa: B008  (immutable)
 ) -> Pushed:
     """Push a directory, a file or a stream.
 
@@ -100,7 +133,7 @@ async def push(
         source: path of a directory or file, or the descriptor of a stream.
         name: the artifact's name.
         labels: the artifact's labels.
-        progress: told how far it is.
+        options: how it goes about it.
 
     Raises:
         As :meth:`casstore_client.client.AsyncClient.push`.
@@ -109,18 +142,26 @@ async def push(
         ArtifactName.parse(name)
     parameters = DEFAULT_PARAMETERS
     attempts = 0
+    forgotten = False
     while True:
-        job = _Push(transport, config, parameters, progress)
+        job = _Push(transport, config, parameters, options)
         try:
             return await job.run(source, CommitInfo(name, list(labels)))
         except BaseExceptionGroup as group:
             fault = first_fault(group)
-        except LeaseLost as error:
+        except CasstoreError as error:
             fault = error
-        if isinstance(source, bytes) and isinstance(fault, _OtherParameters):
+        if not isinstance(source, bytes):
+            raise fault  # a stream cannot be read twice
+        if isinstance(fault, _OtherParameters):
             parameters = fault.parameters
-        elif isinstance(source, bytes) and isinstance(fault, LeaseLost) and attempts == 0:
-            attempts += 1  # begin again, once, with a new id; a stream cannot
+        elif isinstance(fault, _CACHE_FAULTS) and job.used_cache:
+            log.debug("the push begins again without the stat cache: %s", fault)
+            await asyncio.to_thread(forget_cache, source, parameters)
+            options = options._replace(cache=options.cache and not forgotten)
+            forgotten = True
+        elif isinstance(fault, LeaseLost) and attempts == 0:
+            attempts += 1  # begin again, once, with a new id
         else:
             raise fault
 
@@ -133,7 +174,7 @@ class _Push:
         transport: Transport,
         config: Callable[[], Awaitable[ServerConfig]],
         parameters: Parameters,
-        progress: Progress | None,
+        options: PushOptions,
     ) -> None:
         self._transport = transport
         self._config = config
@@ -142,46 +183,92 @@ class _Push:
         self._began_s = time.monotonic()
         self._before = transport.stats.requests.copy()
         transferred_before = transport.stats.transferred
-        self._meter = ProgressMeter(progress, lambda: transport.stats.transferred - transferred_before)
+        self._options = options
+        self._meter = ProgressMeter(options.progress, lambda: transport.stats.transferred - transferred_before)
         self._budget = Budget(HELD_MAX_BYTES)
         self._seen: set[bytes] = set()
+        self.used_cache = False
+        """Whether anything was taken from the stat cache."""
 
     async def run(self, source: bytes | int, info: CommitInfo) -> Pushed:
         self._meter.enter(Phase.PUSH)
         if isinstance(source, int):
+            self._refuse_patterns("a stream")
             # A stream cannot be read twice, so how to cut it is asked first.
             self._parameters = parameters_of((await self._config()).chunking)
             return await self._push_blob(StreamReader(lambda: os.dup(source), self._parameters, self._seen), info)
         fd, scanned = await asyncio.to_thread(open_source, source)
         try:
             if scanned is None:
-                return await self._push_tree(fd, info)
+                return await self._push_directory(fd, source, info)
+            self._refuse_patterns("a file")
             return await self._push_blob(StreamReader(lambda: os.dup(fd), self._parameters, self._seen, scanned), info)
         finally:
             os.close(fd)
 
-    async def _push_tree(self, root_fd: int, info: CommitInfo) -> Pushed:
-        assembler = TreeAssembler(self._parameters, self._seen)
+    def _refuse_patterns(self, what: str) -> None:
+        if self._options.exclude:
+            raise InvalidInput(f"patterns leave something out of a directory; this is {what}")
+
+    async def _push_directory(self, root_fd: int, path: bytes, info: CommitInfo) -> Pushed:
+        memory = Memory(root_fd, path, self._parameters, exclude=self._options.exclude, cached=self._options.cache)
+        try:
+            pushed = await self._push_unchanged(memory, info)
+            return pushed or await self._push_tree(root_fd, memory, info)
+        finally:
+            memory.close()
+
+    async def _push_unchanged(self, memory: Memory, info: CommitInfo) -> Pushed | None:
+        """Push a directory by looking at it; None if it changed, or the server lacks something of it."""
+        async with Workers() as workers, asyncio.TaskGroup() as group:
+            await workers.run_light(memory.open)
+            last = memory.last
+            self.used_cache = memory.cache is not None
+            if last is None:
+                return None
+            # Asked while the walk goes on: the answer is worth nothing only if something changed.
+            uploader = self._uploader(workers, group, group)
+            question = group.create_task(uploader.missing("page", last.pages))
+            unchanged = await workers.run_light(memory.is_unchanged)
+            if not unchanged or any(await question):
+                return None
+            await uploader.finish([(ObjectKind.ROOT, bytes(last.digest), last.root)])
+        self._meter.add(last.totals.files, last.totals.bytes)
+        artifact = await self._commit("tree", last.digest, uploader, info)
+        return self._describe("tree", last.digest, artifact, last.totals, uploader.sent)
+
+    async def _push_tree(self, root_fd: int, memory: Memory, info: CommitInfo) -> Pushed:
         line: ReadingLine | None = None
         try:
             async with Workers() as workers:
                 async with asyncio.TaskGroup() as uploads:
                     async with asyncio.TaskGroup() as work:
                         uploader = self._uploader(workers, work, uploads)
+                        found = await workers.run_light(memory.walk)
+                        assembler = TreeAssembler(self._parameters, self._seen, root_fd, memory.cache, memory.writer)
                         reader = FileReader(root_fd, self._parameters, self._seen)
-                        line = ReadingLine(walk(root_fd), reader, workers, self._budget, work.create_task)
+                        line = ReadingLine(found, reader, workers, self._budget, work.create_task)
                         work.create_task(self._check_parameters())
                         work.create_task(line.run())
+                        counting = work.create_task(self._count(memory, workers))
                         await self._assemble(line, assembler, uploader, workers)
                         out, root, digest = await workers.run_light(assembler.finish)
                         await self._offer(out, uploader)
                         await uploader.flush()
+                        counting.cancel()
                     await uploader.finish([(ObjectKind.ROOT, bytes(digest), root)])
                 artifact = await self._commit("tree", digest, uploader, info)
+                await workers.run_light(memory.keep, root, assembler.totals)
             return self._describe("tree", digest, artifact, assembler.totals, uploader.sent)
         finally:
             if line is not None:
                 line.close()
+
+    async def _count(self, memory: Memory, workers: Workers) -> None:
+        """Find out how much there is, for whoever watches a push that takes its time."""
+        if self._options.progress is not None:
+            await asyncio.sleep(COUNT_AFTER_S)
+            self._meter.total_files, self._meter.total_bytes = await workers.run(memory.count)
 
     def _uploader(self, workers: Workers, work: asyncio.TaskGroup, uploads: asyncio.TaskGroup) -> Uploader:
         return Uploader(self._transport, self._push, workers=workers, budget=self._budget, work=work, uploads=uploads)
@@ -191,11 +278,12 @@ class _Push:
     ) -> None:
         async for batch, result in line:
             if isinstance(result, Window):
+                assert isinstance(batch.items[0], Scanned), "what is known has no windows"
                 out = await workers.run_light(assembler.add_window, batch.items[0], result)
                 self._meter.add(1 if result.digest is not None else 0, result.bytes)
             else:
                 out = await workers.run_light(assembler.add_batch, result)
-                self._meter.add(batch.files, batch.bytes)
+                self._meter.add(batch.files + batch.known_files, batch.bytes + batch.known_bytes)
             await self._offer(out, uploader)
 
     async def _push_blob(self, reader: StreamReader, info: CommitInfo) -> Pushed:

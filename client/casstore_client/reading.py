@@ -13,8 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, Final, Protocol, TypeAlias
 
-from casstore_client.scan import Scanned
-from casstore_client.source import WINDOW_BYTES, Batch, FileReader, Item, StreamReader, Window, gather_batches
+from casstore_client.source import WINDOW_BYTES, Batch, FileReader, Found, Item, StreamReader, Window, gather_batches
 from casstore_client.workers import Budget, Workers
 
 READS_AHEAD: Final = 12
@@ -32,7 +31,7 @@ class ReadingLine:
     """Reads a walk; iterate over it for ``(batch, result)`` while :meth:`run` runs as a task.
 
     Args:
-        walk: what to read.
+        walk: what to read; what is known already passes through.
         reader: how.
         workers: on which threads.
         budget: each batch claims its bytes before it is read; whoever takes the results gives them back.
@@ -40,14 +39,14 @@ class ReadingLine:
     """
 
     def __init__(
-        self, walk: Iterator[Scanned], reader: FileReader, workers: Workers, budget: Budget, spawn: SpawnResult
+        self, walk: Iterator[Found], reader: FileReader, workers: Workers, budget: Budget, spawn: SpawnResult
     ) -> None:
         self._batches = gather_batches(walk)
         self._reader = reader
         self._workers = workers
         self._budget = budget
         self._spawn = spawn
-        self._line: asyncio.Queue[tuple[Batch, asyncio.Task[Result]] | None] = asyncio.Queue(READS_AHEAD)
+        self._line: asyncio.Queue[tuple[Batch, asyncio.Task[Result] | Result] | None] = asyncio.Queue(READS_AHEAD)
         self._open: set[StreamReader] = set()
 
     async def run(self) -> None:
@@ -59,6 +58,8 @@ class ReadingLine:
         while (batch := await self._workers.run_light(next, self._batches, None)) is not None:
             if batch.is_large:
                 await self._read_large(batch)
+            elif not batch.files:
+                await self._line.put((batch, list(batch.items)))
             else:
                 await self._budget.acquire(batch.bytes)
                 await self._line.put((batch, self._spawn(self._read_batch(batch))))
@@ -67,7 +68,7 @@ class ReadingLine:
     async def __aiter__(self) -> AsyncIterator[tuple[Batch, Result]]:
         while (entry := await self._line.get()) is not None:
             batch, task = entry
-            yield batch, await task
+            yield batch, (await task if isinstance(task, asyncio.Task) else task)
 
     def close(self) -> None:
         """Close every file that is still open.  Only once no thread reads any more."""

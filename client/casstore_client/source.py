@@ -28,11 +28,13 @@ from casstore_client.errors import local_fault
 from casstore_client.scan import Scanned, changed, source_fault, stamp_of
 
 BATCH_FILES: Final = 128  # LIMIT: so many descriptors are open at once
+BATCH_ITEMS: Final = 1024
 BATCH_BYTES: Final = 4 * MIB
 LARGE_FILE_BYTES: Final = 4 * MIB  # larger files are read window by window
 WINDOW_BYTES: Final = 4 * MIB
 LIGHT_FILE_BYTES: Final = 64 * KIB
 
+_FILE: Final = EntryType.FILE
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK  # a pipe put in a file's place must not block us
 
 
@@ -53,16 +55,32 @@ class ReadFile(NamedTuple):
     chunks: list[CutChunk]
 
 
-Item: TypeAlias = ReadFile | Scanned
-"""What a batch gives for each path: a file with its content, or a directory or link as it was scanned."""
+class Known(NamedTuple):
+    """A file that need not be read: its digest is known, and of one that is not small the chunks with their lengths."""
+
+    scanned: Scanned
+    digest: BlobDigest
+    chunks: list[tuple[ChunkId, int]]
+
+
+Found: TypeAlias = Scanned | Known
+"""What a walk gives, once it was held against what is known."""
+
+Item: TypeAlias = ReadFile | Known | Scanned
+"""What a batch gives for each path: a file with its content or without, or a directory or link as it was scanned."""
 
 
 class Batch(NamedTuple):
-    """Consecutive paths that are read together.  One file above ``LARGE_FILE_BYTES`` is a batch by itself."""
+    """Consecutive paths that are read together.  One file above ``LARGE_FILE_BYTES`` is a batch by itself.
 
-    items: list[Scanned]
+    ``bytes`` and ``files`` are of the files that are read, ``known_bytes`` and ``known_files`` of those that are not.
+    """
+
+    items: list[Found]
     bytes: int
     files: int
+    known_bytes: int = 0
+    known_files: int = 0
 
     @property
     def is_large(self) -> bool:
@@ -75,19 +93,33 @@ class Batch(NamedTuple):
         return self.bytes < self.files * LIGHT_FILE_BYTES
 
 
-def gather_batches(walk: Iterable[Scanned]) -> Generator[Batch, None, None]:
-    """Cut a walk into batches of at most ``BATCH_FILES`` paths and about ``BATCH_BYTES``."""
-    items: list[Scanned] = []
-    size = files = 0
-    for scanned in walk:
-        if items and (len(items) >= BATCH_FILES or size + scanned.size > BATCH_BYTES):
-            yield Batch(items, size, files)
-            items, size, files = [], 0, 0
-        items.append(scanned)
-        size += scanned.size
-        files += scanned.type is EntryType.FILE
+def gather_batches(walk: Iterable[Found]) -> Generator[Batch, None, None]:
+    """Cut a walk into batches of at most ``BATCH_FILES`` paths to read, ``BATCH_ITEMS`` in all, and about ``BATCH_BYTES``.
+
+    Small files that are known count towards the bytes too: they may have to be read to find their bundle's chunk.
+    """
+    items: list[Found] = []
+    size = files = small_bytes = known_bytes = known_files = 0
+    for found in walk:
+        count = found.size if type(found) is Scanned else 0
+        if items and (
+            len(items) - known_files >= BATCH_FILES
+            or len(items) >= BATCH_ITEMS
+            or size + count > BATCH_BYTES
+            or small_bytes > BATCH_BYTES
+        ):
+            yield Batch(items, size, files, known_bytes, known_files)
+            items, size, files, small_bytes, known_bytes, known_files = [], 0, 0, 0, 0, 0
+        items.append(found)
+        if type(found) is Known:
+            known_files += 1
+            known_bytes += found[0].size
+            small_bytes += 0 if found[2] else found[0].size
+        else:
+            size += count
+            files += found[1] is _FILE
     if items:
-        yield Batch(items, size, files)
+        yield Batch(items, size, files, known_bytes, known_files)
 
 
 _Opened: TypeAlias = tuple[int, bytes | None]
@@ -125,9 +157,12 @@ class FileReader:
             # what will be read: from a cold cache, a hundred small reads at once take little longer than one.
             with Beneath(self.root_fd) as below:
                 for item in batch.items:
-                    if item.size:
+                    if type(item) is Scanned and item.size:
                         opened.append(self._begin(below, item))
-            return [self._read(item, opened) if item.type is EntryType.FILE else item for item in batch.items]
+            return [
+                self._read(item, opened) if type(item) is Scanned and item.type is _FILE else item
+                for item in batch.items
+            ]
         finally:
             for fd, _ in opened:
                 os.close(fd)
@@ -150,6 +185,7 @@ class FileReader:
     def open_large(self, batch: Batch) -> StreamReader:
         """A reader for the large file of a batch; the file is opened when its first window is read."""
         scanned = batch.items[0]
+        assert isinstance(scanned, Scanned), "a file that is known is never read window by window"
 
         def open_file() -> int:
             with Beneath(self.root_fd) as below:
@@ -166,7 +202,7 @@ class FileReader:
             if data is None:
                 data = os.read(fd, size)
                 if len(data) < size:  # a short read is rare, and allowed
-                    data = _read_rest(fd, data, size)
+                    data = read_rest(fd, data, size)
             # Once, after reading: the stamp holds for the descriptor from when the walk took it until now.
             verify_unchanged(fd, scanned)
         except OSError as error:
@@ -238,7 +274,7 @@ class StreamReader:
         try:
             if self._fd < 0:
                 self._fd = self._open_file()
-            data = _read_rest(self._fd, b"", WINDOW_BYTES)
+            data = read_rest(self._fd, b"", WINDOW_BYTES)
             self.size += len(data)
             if self.scanned is None:
                 final = len(data) < WINDOW_BYTES
@@ -329,8 +365,12 @@ def _chunk(view: memoryview, seen: Set[bytes]) -> CutChunk:
     return CutChunk(chunk, len(view), None if chunk in seen else bytes(view))
 
 
-def _read_rest(fd: int, data: bytes, size: int) -> bytes:
-    """Read on until there are ``size`` bytes, or no more."""
+def read_rest(fd: int, data: bytes, size: int) -> bytes:
+    """Read on until there are ``size`` bytes, or no more.
+
+    Raises:
+        OSError: as the system says.
+    """
     pieces = [data]
     missing = size - len(data)
     while missing:

@@ -7,6 +7,8 @@ objects that are gathered for one question, and the packs that are in flight.
 # ORDER: nothing here depends on anything else here.  A page may arrive before its chunks: the server reports a page as
 present, and commits a tree, only when all that it needs is there.
 
+Chunks whose bytes were not read are asked about like the others; their bytes are read, within the budget, once they are missed.
+
 A pack is kept until the server has acknowledged it, so a broken connection costs one more upload of the same pack, which
 the server recognises by its id.
 """
@@ -44,6 +46,8 @@ ASK_BYTES: Final = 8 * MIB
 ASK_PAGES: Final = 256
 ASK_PAGES_BYTES: Final = 4 * MIB
 SEAL_BYTES: Final = 2 * MIB  # plain bytes that one thread compresses at a time
+UNREAD_FILES_MAX: Final = 32_768  # LIMIT: files behind unread chunks that are held at once, some 400 bytes each
+ASK_UNREAD_FILES: Final = UNREAD_FILES_MAX // 4
 UPLOADS_MAX: Final = 3
 UPLOAD_TIMEOUT_S: Final = 300.0
 
@@ -190,17 +194,25 @@ class Uploader:
         self._slots = asyncio.Semaphore(UPLOADS_MAX)
         self._page_turn = asyncio.Semaphore(2)
         self._broken: set[int] = set()  # large files of which a chunk is not sent
+        self._unread = Budget(UNREAD_FILES_MAX)
+        self._unread_files = 0  # among the gathered chunks
         self._chunks: list[NewChunk] = []
         self._chunk_bytes = 0
         self._pages: list[SealedPage] = []
         self._page_bytes = 0
 
     async def offer_chunks(self, chunks: Sequence[NewChunk]) -> None:
-        """Take chunks to send if they are missing."""
+        """Take chunks to send if they are missing; waits while too many are held unread."""
         for chunk in chunks:
+            if isinstance(chunk.data, bytes):
+                self._chunk_bytes += len(chunk.data)
+            else:
+                if not self._unread.has(chunk.data.files):
+                    self._ask_chunks()  # ORDER: nothing that this waits for may wait for it
+                await self._unread.acquire(chunk.data.files)
+                self._unread_files += chunk.data.files
             self._chunks.append(chunk)
-            self._chunk_bytes += len(chunk.data)
-            if self._chunk_bytes >= ASK_BYTES or len(self._chunks) >= ASK_IDS:
+            if self._chunk_bytes >= ASK_BYTES or len(self._chunks) >= ASK_IDS or self._unread_files >= ASK_UNREAD_FILES:
                 self._ask_chunks()
 
     async def offer_pages(self, pages: Sequence[SealedPage]) -> None:
@@ -266,7 +278,7 @@ class Uploader:
 
     def _ask_chunks(self) -> None:
         if self._chunks:
-            chunks, self._chunks, self._chunk_bytes = self._chunks, [], 0
+            chunks, self._chunks, self._chunk_bytes, self._unread_files = self._chunks, [], 0, 0
             self._work.create_task(self._send_chunks(chunks))
 
     async def _ask_pages(self) -> None:
@@ -281,25 +293,43 @@ class Uploader:
         self._broken.update(
             chunk.place.file for chunk, flag in zip(chunks, flags, strict=True) if not flag and chunk.place is not None
         )
-        present = sum(len(chunk.data) for chunk, flag in zip(chunks, flags, strict=True) if not flag)
-        self._budget.release(present)
         group: list[NewChunk] = []
         size = 0
         for chunk, flag in zip(chunks, flags, strict=True):
-            if flag:
-                group.append(chunk)
-                size += len(chunk.data)
-                self.sent.chunks += 1
-                self.sent.chunk_bytes += len(chunk.data)
-                if size >= SEAL_BYTES:
-                    self._work.create_task(self._pack_chunks(group, size))
-                    group, size = [], 0
+            if not flag:
+                self._let_go(chunk)
+                continue
+            length = len(chunk.data) if isinstance(chunk.data, bytes) else chunk.data.length
+            group.append(chunk)
+            size += length
+            self.sent.chunks += 1
+            self.sent.chunk_bytes += length
+            if size >= SEAL_BYTES:
+                self._work.create_task(self._pack_chunks(group, size))
+                group, size = [], 0
         if group:
             self._work.create_task(self._pack_chunks(group, size))
 
+    def _let_go(self, chunk: NewChunk) -> None:
+        if isinstance(chunk.data, bytes):
+            self._budget.release(len(chunk.data))
+        else:
+            self._unread.release(chunk.data.files)
+
     async def _pack_chunks(self, chunks: Sequence[NewChunk], size: int) -> None:
         told = [chunk for chunk in chunks if chunk.place is None or chunk.place.file not in self._broken]
-        await self._pack([(ObjectKind.CHUNK, chunk.id, chunk.data) for chunk in chunks], told)
+        unread = sum([chunk.data.length for chunk in chunks if not isinstance(chunk.data, bytes)])
+        if unread:
+            # ORDER: what holds bytes meanwhile (a batch, an open bundle, one gathered question) is far below the whole budget
+            # and gets rid of them without taking more.  So this waits, and never for ever.
+            await self._budget.acquire(unread)
+            objects = await self._workers.run(_read_unread, chunks)
+        else:
+            objects = _read_unread(chunks)
+        for chunk in chunks:
+            if not isinstance(chunk.data, bytes):
+                self._unread.release(chunk.data.files)
+        await self._pack(objects, told)
         self._budget.release(size)
 
     async def _send_pages(self, pages: list[SealedPage]) -> None:
@@ -345,3 +375,10 @@ class Uploader:
             self.sent.pack_bytes += sealed.size
         finally:
             self._slots.release()
+
+
+def _read_unread(chunks: Sequence[NewChunk]) -> list[Object]:
+    return [
+        (ObjectKind.CHUNK, chunk.id, chunk.data if isinstance(chunk.data, bytes) else chunk.data.read())
+        for chunk in chunks
+    ]

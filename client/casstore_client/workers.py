@@ -82,7 +82,7 @@ def first_fault(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class Budget:
-    """Bytes that may be held at once.  One task acquires, any may release; all on the loop's thread.
+    """Bytes that may be held at once.  Any task may acquire and release; all on the loop's thread.
 
     Args:
         total: in bytes; a single claim above it is cut to it.
@@ -93,14 +93,18 @@ class Budget:
         self._free = total
         self._freed = asyncio.Event()
 
+    def has(self, count: int) -> bool:
+        """Whether ``count`` bytes are free."""
+        return self._free >= min(count, self._total)
+
     async def acquire(self, count: int) -> None:
         """Wait until ``count`` bytes are free and take them."""
-        while self._free < min(count, self._total):
+        while not self.has(count):
             self._freed.clear()
             await self._freed.wait()
         self._free -= count
 
     def release(self, count: int) -> None:
-        """Give ``count`` bytes back."""
+        """Give ``count`` bytes back; below zero it takes bytes that are held already, whether they are free or not."""
         self._free += count
         self._freed.set()

@@ -8,4 +8,4 @@ from __future__ import annotations
 
 import os
 
-collect_ignore = [] if os.environ.get("CASSTORE_INTEROP") == "1" else ["test_go_note.py"]
+collect_ignore = [] if os.environ.get("CASSTORE_INTEROP") == "1" else ["test_go_note.py", "test_git_ignore.py"]

@@ -180,6 +180,15 @@ def test_sessions_are_bounded() -> None:
     assert len(content.pushes.sessions) == 1
 
 
+def test_a_push_that_has_committed_gives_its_lease_back(content: Content) -> None:
+    """Else a principal who pushes every few seconds is turned away for the rest of the hour."""
+    tree = build_tree(some_files(20))
+    content.push(tree)
+    for _ in range(3):
+        content.push(tree)
+    assert len(content.pushes.sessions) == 0
+
+
 def test_nobody_takes_all_sessions() -> None:
     """One build agent's token must not keep all others from pushing for an hour."""
     content = Content()

@@ -95,15 +95,18 @@ def test_paths_longer_than_the_kernel_takes(tmp_path: Path) -> None:
     assert found[-1].path == b"/".join([name.encode()] * 200 + [b"file"])
 
 
-def test_what_vanishes_during_the_walk_is_named(tmp_path: Path) -> None:
-    make_tree(tmp_path, {b"a": b"", b"b": b"", b"c/d": b""})
-    fd = os.open(tmp_path, os.O_RDONLY)
+@pytest.mark.parametrize(("vanishing", "named"), [("b", "b"), ("c/d", "c")])
+def test_what_vanishes_during_the_walk_is_named(tmp_path: Path, vanishing: str, named: str) -> None:
+    """A file is looked at once more when it is read; a link and a directory here."""
+    make_tree(tmp_path / "tree", {b"a": b"", b"c/d": b""})
+    os.symlink("a", tmp_path / "tree" / "b")
+    fd = os.open(tmp_path / "tree", os.O_RDONLY)
     entries = walk(fd)
     assert [next(entries).path, next(entries).path] == [b"", b"a"]
-    os.unlink(tmp_path / "b")
-    with pytest.raises(SourceChanged, match="b vanished") as caught:
-        next(entries)
-    assert caught.value.path == "b"
+    os.renames(tmp_path / "tree" / vanishing, tmp_path / "gone")
+    with pytest.raises(SourceChanged, match=f"{named} vanished") as caught:
+        list(entries)
+    assert caught.value.path == named
     os.close(fd)
 
 

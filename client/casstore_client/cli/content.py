@@ -25,15 +25,34 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path())
 @click.option("--name", "-n", metavar="NAME", help="What the artifact is called.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be given more than once.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches, as .casstoreignore does; repeatable."
+)
+@click.option("--no-cache", is_flag=True, help="Read every file, also those that were not touched since the last push.")
 @connecting
 @speaking
-def push(path: str, name: str | None, labels: tuple[str, ...], settings: Settings, out: Output) -> None:
+def push(
+    path: str,
+    name: str | None,
+    labels: tuple[str, ...],
+    exclude: tuple[str, ...],
+    no_cache: bool,
+    settings: Settings,
+    out: Output,
+) -> None:
     """Push PATH, a directory, a file, or - for stdin; prints its digest.
 
     Only what the server does not have travels. The answer comes after everything is durable and every file has been reassembled.
     """
     with open_client(settings, content=True) as client, ProgressLine(out) as progress:
-        result = client.push(path, name=name, labels=parse_labels(labels), progress=progress.update)
+        result = client.push(
+            path,
+            name=name,
+            labels=parse_labels(labels),
+            exclude=exclude,
+            cache=not no_cache,
+            progress=progress.callback,
+        )
     document = {
         "digest": result.artifact.digest,
         "kind": result.artifact.kind,
@@ -104,7 +123,7 @@ def pull(
             seeds=seeds,
             link=link,
             cache=not no_cache,
-            progress=progress.update,
+            progress=progress.callback,
         )
     document = {
         "digest": whole,
