@@ -21,6 +21,7 @@ from casstore.engine.fsck_ledger import fsck_ledger
 from casstore.engine.log import LogHead
 from casstore.engine.packs import PackService
 from casstore.engine.pointers import SignedSubmission
+from casstore.engine.rebuild import IndexRebuild, RebuildProgress
 from casstore.engine.tokens import ALL_PERMISSIONS
 from casstore.errors import CasstoreError
 from casstore.formats.acts import GenesisArgs, args_of, check_origin
@@ -35,7 +36,7 @@ from casstore.signing import SEED_BYTES, SignatureType, SigningKey
 from casstore.storage.local.files import Files
 from casstore.storage.local.home import Home
 from casstore.store import CLOCK_KEY, LOG_KEY, Store, open_parts, read_keys
-from casstore.wire import FsckReport, Token
+from casstore.wire import FsckReport, RebuildReport, Token
 
 
 class Created(NamedTuple):
@@ -178,3 +179,40 @@ def fsck_directory(
         artifacts = ArtifactService(parts.ledger, SystemClock())
         fsck_content(packs, artifacts, parts.ledger, findings, full=full, pool=pool, width=width)
     return findings.report()
+
+
+def rebuild_index(
+    directory: str | os.PathLike[str],
+    *,
+    files: Files | None = None,
+    progress: Callable[[RebuildProgress], None] = lambda progress: None,
+    pool: Executor | None = None,
+    width: int = 1,
+) -> RebuildReport:
+    """Make a store's index anew from its packs, whatever the one that it has is like; no server may have it open.
+
+    Args:
+        directory: the store.
+        files: how bytes are read and written.
+        progress: told how far it is.
+        pool: threads that help.
+        width: how many threads work at most.
+
+    Durability: the new index is in its place when this returns.  CRASH: the store has the old index, or the new one.
+
+    Raises:
+        StoreNotFound, NotInitialised, StoreBusy, StoreTooNew: it cannot be opened.
+        StoreFull, OutcomeUnknown: the new index could not be written; the old one is in its place.
+    """
+    home = Home.open(directory, files or Files())
+    with ExitStack() as stack:
+        stack.callback(home.close)
+        packs = home.open_packs()
+        stack.callback(packs.close)
+        index = home.begin_index()
+        try:
+            report = IndexRebuild(packs, index, progress=progress, pool=pool, width=width).run()
+        finally:
+            index.close()
+        home.adopt_index()
+    return report

@@ -16,6 +16,10 @@ Example file::
     [limits]
     reader_threads = 8
 
+    [scrub]
+    interval_s = 604800
+    rate_bytes_s = 33554432
+
 Source: docs/operations/server.md
 """
 
@@ -36,6 +40,8 @@ from casstore.limits import (
     PACK_SIZE_MAX_BYTES,
     READER_QUEUE_MAX,
     READER_THREADS,
+    SCRUB_INTERVAL_S,
+    SCRUB_RATE_BYTES_S,
     WRITER_QUEUE_MAX,
 )
 
@@ -62,6 +68,18 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     group_commit: int = GROUP_COMMIT_MAX
     pack_size_bytes: int = PACK_SIZE_MAX_BYTES
     json_body_bytes: int = JSON_BODY_MAX_BYTES
+
+
+class ScrubSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a server reads everything once more by itself, and how fast.
+
+    Attributes:
+        interval_s: from the beginning of one pass to that of the next; 0 for never.
+        rate_bytes_s: bytes of packs a second, on average; 0 for as fast as it can.
+    """
+
+    interval_s: int = SCRUB_INTERVAL_S
+    rate_bytes_s: int = SCRUB_RATE_BYTES_S
 
 
 # LIMIT: what the formats or the engine fix; a setting may only go below.
@@ -124,6 +142,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         backups: folder below which this server writes backups when it is asked to; None for any, ``off`` for none.
         clock_refresh_s: how often the published checkpoint is cosigned anew, seconds (1 to 300).
         limits: see :class:`LimitSettings`.
+        scrub: see :class:`ScrubSettings`.
     """
 
     store: str | None = None
@@ -136,6 +155,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backups: str | None = None
     clock_refresh_s: int = 60
     limits: LimitSettings = LimitSettings()
+    scrub: ScrubSettings = ScrubSettings()
 
     @property
     def address(self) -> Address:
@@ -175,6 +195,9 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ConfigurationError(f"clock_refresh_s is {self.clock_refresh_s}; it must be between 1 and 300")
         if self.disk_reserve_bytes is not None and self.disk_reserve_bytes < 0:
             raise ConfigurationError(f"disk_reserve_bytes is {self.disk_reserve_bytes}; it cannot be less than 0")
+        for name in ScrubSettings.__struct_fields__:
+            if (value := getattr(self.scrub, name)) < 0:
+                raise ConfigurationError(f"scrub.{name} is {value}; it must be 0 or more")
         for name in LimitSettings.__struct_fields__:
             value, ceiling = getattr(self.limits, name), _CEILINGS.get(name)
             if value < 1:

@@ -83,6 +83,15 @@ PACKS_PER_PUSH_IN_FLIGHT: Final = 4
 # What a proof hashes beyond each chunk once, such as the zeros of sparse files: some minutes of one thread.
 PROOF_REPEATED_MAX_BYTES: Final = 256 * GIB
 
+# --- health ----------------------------------------------------------------------------------------------------------
+SCRUB_INTERVAL_S: Final = 7 * 24 * 3600
+SCRUB_RATE_BYTES_S: Final = 32 * MIB  # a twentieth of what a core verifies, and little against a disk; 18 TB a week
+REPAIR_PACK_MAX_BYTES: Final = 24 * MIB  # held whole; a target of 8 MiB and one object of the largest kind, with room
+REPAIR_PLAIN_MAX_BYTES: Final = 64 * MIB  # of its objects, decompressed
+OBJECTS_REQUEST_MAX: Final = 1024  # objects that one request names
+DAMAGE_REPORT_MAX: Final = 256  # objects in one report of a client
+DAMAGE_CHECKS_PER_MINUTE: Final = 1024  # objects of at most 8 MiB that clients can have read, three times each
+
 # --- intents ---------------------------------------------------------------------------------------------------------
 INTENT_MAX_MS: Final = 60 * 60 * 1000  # default of a policy rule's max_intent_ms
 INTENT_EARLY_MS: Final = 60 * 1000  # how far a signer's clock may run ahead

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from casstore.clock import Clock, SystemClock
+from casstore.engine.affected import AffectedSearch
 from casstore.engine.artifacts import ArtifactService
 from casstore.engine.blobs import BlobService
 from casstore.engine.clockguard import ClockGuard
@@ -35,17 +36,21 @@ from casstore.engine.pointers import PointerService, Submission
 from casstore.engine.presence import Presence
 from casstore.engine.proofs import LogReader
 from casstore.engine.pushes import PushService
+from casstore.engine.quarantine import QuarantineService
+from casstore.engine.repair import RepairService
+from casstore.engine.scrub import Scrubber
 from casstore.engine.snapshots import SnapshotService
 from casstore.engine.tokens import TokenService
 from casstore.engine.trees import TreeService
 from casstore.errors import CasstoreError, DamagedObject, InvalidInput, NotFound
+from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.signing import SignatureType, SigningKey
 from casstore.storage.local.files import Files
 from casstore.storage.local.heads import Head, SignedHeads
 from casstore.storage.local.home import Home
 from casstore.storage.roles import ChunkIndex, Copyable, Ledger, LedgerTransaction, LedgerView, PackStore
-from casstore.wire import FsckReport, Submitted
+from casstore.wire import AffectedReport, FsckReport, Submitted
 
 LOG_KEY: Final = "log"
 """Name of the log key's file."""
@@ -116,6 +121,7 @@ class Store:
 
     Attributes:
         packs, presence, trees, blobs, snapshots, diff, artifacts, pushes: content.
+        quarantine, scrubber, repairs: finding damage, taking it out of use, healing it.
         log: the log's writer: checkpoint, keys, whether writing is allowed.
         log_reader: entries, proofs, tiles.
         pointers: :meth:`~casstore.engine.pointers.PointerService.submit`, rollback targets, and ``pointers.read``.
@@ -140,11 +146,14 @@ class Store:
         self.holds = Holds(clock)
         self.packs = PackService(parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE)))
         self.presence = Presence(self.packs)
+        self.quarantine = QuarantineService(self.packs, self.presence, clock)
+        self.scrubber = Scrubber(self.packs, self.quarantine, clock)
         self.trees = TreeService(self.packs, self.presence)
         self.blobs = BlobService(self.packs)
         self.snapshots = SnapshotService(self.packs, self.presence, self.trees, self.blobs)
         self.diff = DiffService(self.packs, self.trees, self.snapshots)
         self.artifacts = ArtifactService(ledger, clock)
+        self.repairs = RepairService(self.packs, self.quarantine, self.artifacts, ledger)
         self.pushes = PushService(self.packs, self.presence, self.artifacts, clock)
         self.tokens = TokenService(ledger, clock, randomness)
         self.log = LogService(ledger, parts.heads, keys.log, keys.clock, self._guard)
@@ -287,6 +296,18 @@ class Store:
         return self.submit(submission)
 
     # --- checking ------------------------------------------------------------------------------------------------------
+
+    def affected(
+        self,
+        objects: Sequence[tuple[ObjectKind | None, bytes]],
+        *,
+        progress: Callable[[str, int], None] = lambda what, count: None,
+    ) -> AffectedReport:
+        """What needs any of some objects.  Goes through the whole store.
+
+        Threads: any.
+        """
+        return AffectedSearch(self.packs, self.artifacts, self._parts.ledger, progress=progress).run(objects)
 
     def fsck(self, *, full: bool = False, pool: Executor | None = None, width: int = 1) -> FsckReport:
         """Check the whole store.  Changes nothing.

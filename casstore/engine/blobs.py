@@ -126,6 +126,7 @@ class BlobService:
             else:
                 found[ordinal] = location
         if gaps.count:
+            self._packs.refuse_quarantined(ObjectKind.CHUNK, ids)
             raise gaps.error("the blob")
         return found
 

@@ -72,7 +72,7 @@ class Findings:
                 where=error.where or where,
                 expected=error.expected or "",
                 found=error.found or error.detail,
-                hint="restore it from a replica or a backup, or push the content again into a new store",
+                hint="`casstore scrub` takes it out of use; then push it again, or `casstore repair --from` a copy",
             )
         else:
             expected = error.fields.get("expected") or ""

@@ -18,7 +18,7 @@ from typing import Final
 
 from casstore.engine.artifacts import ArtifactService, decode_row
 from casstore.engine.findings import Findings
-from casstore.engine.fsck_packs import check_locations, check_packs
+from casstore.engine.fsck_packs import check_locations, check_packs, check_quarantine
 from casstore.engine.packs import PackService, format_object
 from casstore.engine.proving import (
     check_chunk_lengths,
@@ -37,7 +37,7 @@ from casstore.ids import BlobDigest, SnapshotDigest, TreeDigest
 from casstore.storage.roles import Ledger, Location, Table
 
 _BATCH: Final = 256
-_PUSH_AGAIN: Final = "push it again"
+_PUSH_AGAIN: Final = "push it again, or `casstore repair --from` a copy"
 
 
 def fsck_content(
@@ -63,6 +63,7 @@ def fsck_content(
     """
     check_packs(packs, findings, full=full)
     check_locations(packs, findings)
+    check_quarantine(packs, findings)
     judge = _Judge(packs, findings, full=full, pool=pool, width=width)
     judge.check_layouts()
     judge.check_roots()
@@ -129,7 +130,7 @@ class _Judge:
                 format_object(ObjectKind.CHUNK, chunk),
                 where=name,
                 expected="a chunk that the index knows",
-                found="none",
+                found=self._absence(ObjectKind.CHUNK, chunk),
                 hint=_PUSH_AGAIN,
             )
         if missing:
@@ -171,7 +172,7 @@ class _Judge:
                             format_object(kind, page),
                             where=name,
                             expected="a page with a proven layout",
-                            found="none",
+                            found=self._absence(kind, page),
                             hint=_PUSH_AGAIN,
                         )
             if self._full and committed:
@@ -245,7 +246,7 @@ class _Judge:
                         f"snapshot blake3:{digest.hex()}",
                         where="the ledger's snapshots",
                         expected="a document that the index knows",
-                        found="none",
+                        found=self._absence(ObjectKind.DOCUMENT, digest),
                         hint="publish the same document again",
                     )
 
@@ -265,9 +266,12 @@ class _Judge:
             f"{kind} {digest}",
             where=who,
             expected=f"a {kind} that the index knows",
-            found="none",
+            found=self._absence(ObjectKind.ROOT if kind == "tree" else ObjectKind.LAYOUT, digest),
             hint=_PUSH_AGAIN,
         )
+
+    def _absence(self, kind: ObjectKind, id: bytes) -> str:
+        return "none" if self._packs.find_quarantined(kind, id) is None else "none: it is in quarantine"
 
     def _read(self, kind: ObjectKind, id: bytes, location: Location) -> bytes:
         """Past the cache."""

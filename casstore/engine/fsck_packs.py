@@ -14,11 +14,13 @@ from typing import Final
 
 from casstore.engine.findings import Findings
 from casstore.engine.packs import READ_RUN_BYTES, PackService, format_object, format_where, open_at
+from casstore.engine.quarantine import quarantined_rows
 from casstore.errors import DamagedObject, MalformedDocument, PackNotFound
 from casstore.formats.frame import read_frame_head
 from casstore.formats.pack import FRAME_HEADER_BYTES, PACK_HEADER_BYTES, ObjectKind, PackEncoder, PackRow
 from casstore.ids import PackId
 from casstore.storage.roles import Location, PackRecord
+from casstore.wire import format_time
 
 # LIMIT: names, or rows of the index, that are held at a time.
 _BATCH: Final = 1000
@@ -174,7 +176,7 @@ def _check_rows(packs: PackService, pack: PackId, rows: Sequence[PackRow], findi
         for id, location in zip(ids, packs.index.locate(kind, ids), strict=True):
             here = places[kind, id]
             if location is None:
-                if kind is not ObjectKind.LAYOUT:
+                if kind is not ObjectKind.LAYOUT and packs.find_quarantined(kind, id) is None:
                     _report_row(kind, id, here, "not in the index", findings)
             elif location.pack == pack and location not in here:
                 _report_row(kind, id, here, f"in the index at offset {location.offset}", findings)
@@ -187,7 +189,7 @@ def _report_row(kind: ObjectKind, id: bytes, here: set[Location], found: str, fi
         where=format_where(min(here)),
         expected="a row of the index that names this place",
         found=found,
-        hint="push what needs it again; if it stays, restore the index from a backup",
+        hint="push what needs it again; if it stays, `casstore fsck --rebuild-index` on the stopped store",
     )
 
 
@@ -209,7 +211,7 @@ def _hash_frames(packs: PackService, pack: PackId, rows: Sequence[PackRow], find
         for row in rows[start:stop]:
             at = row.offset - rows[start].offset
             place = Location(pack, row.offset, row.stored_length, row.plain_length)
-            _hash_frame(row.kind, row.id, place, data[at : at + row.stored_length], findings)
+            _hash_frame(packs, (row.kind, row.id), place, data[at : at + row.stored_length], findings)
         start = stop
 
 
@@ -224,12 +226,45 @@ def _hash_unlisted(packs: PackService, pack: PackId, size: int, findings: Findin
         except (MalformedDocument, DamagedObject):
             # Here the footer begins, or a header is damaged: what the index knows behind it, check_locations looks at.
             return
-        _hash_frame(head.kind, head.id, place, data, findings)
+        _hash_frame(packs, (head.kind, head.id), place, data, findings)
         offset += place.stored_length
 
 
-def _hash_frame(kind: ObjectKind, id: bytes, place: Location, data: bytes | memoryview, findings: Findings) -> None:
+def _hash_frame(
+    packs: PackService,
+    named: tuple[ObjectKind, bytes],
+    place: Location,
+    data: bytes | memoryview,
+    findings: Findings,
+) -> None:
+    kind, id = named
     try:
         findings.count("bytes", len(open_at(kind, id, place, data)))
     except DamagedObject as error:
-        findings.damage(error, object=format_object(kind, id), where=format_where(place))
+        if packs.index.locate(kind, [id])[0] == place:
+            findings.damage(error, object=format_object(kind, id), where=format_where(place))
+            packs.on_damage(kind, id)
+            return
+        row = packs.find_quarantined(kind, id)
+        if row is None or row.location != place:
+            findings.notice(
+                "dead-frame",
+                format_object(kind, id),
+                where=format_where(place),
+                expected="nothing: the index does not name this place",
+                found=error.found or error.detail,
+                hint="nobody reads it; it goes with its pack",
+            )
+
+
+def check_quarantine(packs: PackService, findings: Findings) -> None:
+    """Report what was taken out of use: it is missing until it is stored again."""
+    for row in quarantined_rows(packs):
+        findings.error(
+            "quarantined",
+            format_object(row.kind, row.id),
+            where=format_where(row.location),
+            expected=f"blake3:{row.id.hex()}",
+            found=f"{row.reason} (found at {format_time(row.at_ms)})",
+            hint="push what needs it again, or `casstore repair --from` a copy; `casstore affected` says what needs it",
+        )

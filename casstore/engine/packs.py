@@ -45,7 +45,7 @@ from casstore.formats.pack import (
 )
 from casstore.ids import PackId
 from casstore.limits import KIB, MIB
-from casstore.storage.roles import ChunkIndex, FrameRow, Location, PackRecord, PackStore
+from casstore.storage.roles import ChunkIndex, FrameRow, Location, PackRecord, PackStore, QuarantinedRow
 
 # LIMIT: frames this close are read with one system call; a gap this small costs less than another call.
 READ_GAP_BYTES: Final = 64 * KIB
@@ -107,6 +107,8 @@ class PackService:
         """Where large layouts and roots are taken apart."""
         self._new_pack_id = new_pack_id
         self._cache = _ObjectCache(CACHE_BYTES)
+        self.on_damage: Callable[[ObjectKind, bytes], None] = lambda kind, id: None
+        """Told of each object that a read finds damaged, before the error is raised; from any thread."""
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class PackService:
         Raises:
             NotFound: the index does not know it (``TreeNotFound`` for pages and roots, ``BlobNotFound`` for layouts,
                 ``SnapshotNotFound`` for documents).
-            DamagedObject: what lies at its place is not it; the error names pack and offset.
+            DamagedObject: what lies at its place is not it, or it is in quarantine; the error names pack and offset.
         """
         return self.read_objects(kind, (id,))[0]
 
@@ -134,6 +136,7 @@ class PackService:
         wanted: list[tuple[bytes, Location]] = []
         for id, location in zip(absent, self.index.locate(kind, absent), strict=True):
             if location is None:
+                self.refuse_quarantined(kind, [id])
                 raise _NOT_FOUND[kind](f"the store has no {format_object(kind, id)}")
             wanted.append((id, location))
         loaded: dict[bytes, bytes] = {}
@@ -172,17 +175,26 @@ class PackService:
         """
         for run in _runs(wanted):
             first, last = run[0][1], run[-1][1]
-            data = memoryview(self._read(kind, run[0][0], first, last.offset + last.stored_length - first.offset))
+            try:
+                data = memoryview(self._read(kind, run[0][0], first, last.offset + last.stored_length - first.offset))
+            except DamagedObject:
+                for id, _ in run:  # the disk does not say which of them it cannot read
+                    self.on_damage(kind, id)
+                raise
             for id, location in run:
                 at = location.offset - first.offset
-                frame = data[at : at + location.stored_length]
-                if kind is ObjectKind.LAYOUT:
-                    # Verifying a layout is taking it apart.
-                    with self.rooms.hold(kind, location.plain_length):
-                        plain = open_at(kind, id, location, frame)
-                else:
-                    plain = open_at(kind, id, location, frame)
-                yield plain
+                yield self._open(kind, id, location, data[at : at + location.stored_length])
+
+    def _open(self, kind: ObjectKind, id: bytes, location: Location, frame: memoryview) -> bytes:
+        try:
+            if kind is not ObjectKind.LAYOUT:
+                return open_at(kind, id, location, frame)
+            # Verifying a layout is taking it apart.
+            with self.rooms.hold(kind, location.plain_length):
+                return open_at(kind, id, location, frame)
+        except DamagedObject:
+            self.on_damage(kind, id)
+            raise
 
     def _read(self, kind: ObjectKind, id: bytes, location: Location, length: int) -> bytes:
         try:
@@ -190,7 +202,7 @@ class PackService:
         except PackNotFound as error:
             raise _damaged(kind, id, location, found="no such pack") from error
         except DamagedObject as error:
-            raise _damaged(kind, id, location, found="the pack ends before it does") from error
+            raise _damaged(kind, id, location, found=error.detail) from error
 
     def read_footer(self, pack: PackId) -> PackSummary:
         """What a stored pack's footer says; the frames themselves are not read.
@@ -217,6 +229,41 @@ class PackService:
                 found=error.detail,
             ) from error
         return summary
+
+    # --- what is out of use ------------------------------------------------------------------------------------------
+
+    def find_quarantined(self, kind: ObjectKind, id: bytes) -> QuarantinedRow | None:
+        """The quarantine of one object, or None."""
+        number = int.from_bytes(id, "big")
+        before = (kind, (number - 1).to_bytes(len(id), "big")) if number else None
+        after = before or ((ObjectKind(kind - 1), b"\xff" * len(id)) if kind > min(ObjectKind) else None)
+        rows = self.index.quarantined(after=after, limit=1)
+        return rows[0] if rows and (rows[0].kind, rows[0].id) == (kind, id) else None
+
+    def refuse_quarantined(self, kind: ObjectKind, ids: Iterable[bytes]) -> None:
+        """Say of absent objects that they are in quarantine, where one is: that is another matter than not being there.
+
+        Raises:
+            DamagedObject: one of them is; the error names it, its place and what was wrong.
+        """
+        if not self.index.quarantined(limit=1):
+            return
+        for id in ids:
+            row = self.find_quarantined(kind, id)
+            if row is not None:
+                name = format_object(kind, id)
+                raise DamagedObject(
+                    f"{name} was found damaged and is in quarantine: {row.reason}",
+                    hint="push what needs it again, or `casstore repair --from` a copy: either heals it",
+                    object=name,
+                    where=format_where(row.location),
+                    expected=f"blake3:{id.hex()}",
+                    found=row.reason,
+                )
+
+    def forget(self, kind: ObjectKind, id: bytes) -> None:
+        """Do not answer from memory for an object that is taken out of use."""
+        self._cache.drop(kind, id)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -372,3 +419,8 @@ class _ObjectCache:
             while self._room < 0:
                 _, dropped = self._objects.popitem(last=False)
                 self._room += len(dropped)
+
+    def drop(self, kind: ObjectKind, id: bytes) -> None:
+        with self._lock:
+            plain = self._objects.pop((kind, bytes(id)), None)
+            self._room += len(plain or b"")

@@ -34,7 +34,7 @@ from casstore.engine.proving import (
 )
 from casstore.engine.references import references_of
 from casstore.engine.sessions import PushSessions
-from casstore.errors import InvalidInput, LeaseLost, NotFound, SnapshotIncomplete, TooLarge
+from casstore.errors import DamagedObject, InvalidInput, LeaseLost, NotFound, SnapshotIncomplete, TooLarge
 from casstore.formats.pack import ObjectKind
 from casstore.ids import ArtifactName, BlobDigest, PackId, PushId, TreeDigest
 from casstore.limits import MIB, MISSING_IDS_MAX
@@ -266,7 +266,7 @@ class PushService:
     def _revive(self, artifact: NewArtifact) -> None:
         try:
             absent = self._packs.index.revive(references_of(self._packs, artifact.kind, artifact.digest))
-        except NotFound as error:
+        except (NotFound, DamagedObject) as error:
             raise _collected(artifact) from error
         if absent:
             raise _collected(artifact)

@@ -24,6 +24,7 @@ from casstore.limits import KIB, LAYOUT_SIZE_MAX_BYTES, ROOT_SIZE_MAX_BYTES
 # LIMIT: smaller ones are not counted: a few MiB for each thread that has one.
 COUNTED_MIN_BYTES: Final = 256 * KIB
 ROOM_WAIT_S: Final = 1.0  # taking one apart takes about that long; a proof may take longer, and then waiting is in vain
+ROOM_PATIENCE_S: Final = 60.0  # of work that nobody waits for, such as a scrub
 _RETRY_AFTER_S: Final = 2
 _KINDS: Final = {ObjectKind.ROOT: ROOT_SIZE_MAX_BYTES, ObjectKind.LAYOUT: LAYOUT_SIZE_MAX_BYTES}
 
@@ -69,13 +70,13 @@ class Rooms:
                 self._changed.notify_all()
 
     @contextmanager
-    def hold(self, kind: ObjectKind, plain_length: int) -> Iterator[None]:
+    def hold(self, kind: ObjectKind, plain_length: int, *, wait_s: float = ROOM_WAIT_S) -> Iterator[None]:
         """:meth:`take` for as long as the block lasts.
 
         Raises:
             Overloaded: as :meth:`take`.
         """
-        counted = self.take(kind, plain_length)
+        counted = self.take(kind, plain_length, wait_s=wait_s)
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from typing import Final
 
 from casstore.engine.packs import PackService
 from casstore.engine.presence import Gaps, Presence
-from casstore.errors import InvalidInput, PathNotFound, TooLarge, TreeNotFound
+from casstore.errors import InvalidInput, PathNotFound, TooLarge
 from casstore.formats.layout import decode_layout
 from casstore.formats.pack import ObjectKind
 from casstore.formats.tree import PageRef, TreeEntry, TreeVerifier, decode_page, decode_root, split_root_for_path
@@ -108,6 +108,8 @@ class TreeService:
                 if not (layout and page):
                     gaps.add(digest)
             if gaps.count:
+                for kind in (ObjectKind.PAGE, ObjectKind.LAYOUT):
+                    self._packs.refuse_quarantined(kind, batch)
                 raise gaps.error("the tree")
             data = self._packs.read_each(ObjectKind.PAGE, batch, run_bytes=_RUN_BYTES)
             layouts = self._packs.read_each(ObjectKind.LAYOUT, batch, run_bytes=_RUN_BYTES)
@@ -176,11 +178,11 @@ class TreeService:
         Raises:
             DamagedObject: a root or layout cannot be read.
         """
-        try:
-            root = self.root(digest)
-        except TreeNotFound:
+        # One in quarantine is a gap too: a push brings it.
+        if self._packs.index.locate(ObjectKind.ROOT, [digest], live=True)[0] is None:
             gaps.add(digest)
             return
+        root = self.root(digest)
         with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
             self._presence.pages([ref.digest for ref in decode_root(root)], gaps)
 
@@ -209,15 +211,17 @@ def chunk_places(packs: PackService, layout: bytes) -> list[ChunkAt]:
 
     Raises:
         SnapshotIncomplete: a chunk is missing.
+        DamagedObject: a chunk is in quarantine.
     """
     with packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
         ids = [id for id, _ in decode_layout(layout).chunks]
         locations = packs.index.locate(ObjectKind.CHUNK, ids)
         if None in locations:
+            absent = [id for id, location in zip(ids, locations, strict=True) if location is None]
+            packs.refuse_quarantined(ObjectKind.CHUNK, absent)
             gaps = Gaps()
-            for id, location in zip(ids, locations, strict=True):
-                if location is None:
-                    gaps.add(id)
+            for id in absent:
+                gaps.add(id)
             raise gaps.error("the content")
         return [ChunkAt(at.pack, at.offset, at.stored_length) for at in locations if at is not None]
 

@@ -223,6 +223,16 @@ class ChunkIndex(Protocol):
         """
         ...
 
+    def add_frames(self, pack: PackId, frames: Sequence[FrameRow]) -> None:
+        """Record more frames of a known pack, such as layouts that were proven since; otherwise as :meth:`add_pack`.
+
+        Raises:
+            PackNotFound: the pack is not known.
+            OutcomeUnknown: the commit failed; the index is sealed.
+            StoreFull: no space is left; nothing was recorded.
+        """
+        ...
+
     def pack(self, pack: PackId) -> PackRecord | None:
         """What is known about one pack."""
         ...

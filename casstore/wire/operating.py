@@ -1,4 +1,4 @@
-"""Bodies for operators: tokens, fsck, problems."""
+"""Bodies for operators: tokens, fsck, scrub, quarantine, problems."""
 
 from __future__ import annotations
 
@@ -83,6 +83,84 @@ class ArtifactsRemoved(Answer, frozen=True, kw_only=True):
 
     removed: list[Artifact]
     dry_run: bool = False
+
+
+class ScrubRequest(Request, frozen=True, kw_only=True):
+    """``POST /v1/scrub``.  ``rate_bytes_s`` 0 is as fast as it can; absent is the server's setting."""
+
+    rate_bytes_s: int | None = None
+    full_pass: bool = False
+
+
+class ScrubStatus(Answer, frozen=True, kw_only=True):
+    """How far the scrub came: of this pass, and of the store.  Bytes are those of packs."""
+
+    running: bool
+    rate_bytes_s: int
+    pass_number: int
+    pass_active: bool
+    pass_began_at: str | None
+    verified_bytes: int
+    verified_frames: int
+    total_bytes: int
+    damaged: int
+    last_full_pass_at: str | None
+    oldest_verified_at: str | None
+    quarantined: int
+    findings: list[Finding]
+
+
+class ObjectName(Request, frozen=True, kw_only=True):
+    """An object of the store.  Without ``kind`` it may be of any kind."""
+
+    id: str
+    kind: Literal["chunk", "page", "root", "layout", "document"] | None = None
+
+
+class DamageReport(Request, frozen=True, kw_only=True):
+    """``POST /v1/damage``"""
+
+    objects: list[ObjectName]
+
+
+class DamageVerdict(Answer, frozen=True, kw_only=True):
+    """What the server found when it looked itself."""
+
+    id: str
+    verdict: Literal["sound", "quarantined", "missing"]
+
+
+class DamageVerdicts(Answer, frozen=True, kw_only=True):
+    verdicts: list[DamageVerdict]
+
+
+class QuarantinedObject(Answer, frozen=True, kw_only=True):
+    """An object that is out of use."""
+
+    kind: str
+    id: str
+    where: str
+    since: str
+    reason: str
+    plain_bytes: int
+
+
+class QuarantineList(Answer, frozen=True, kw_only=True):
+    objects: list[QuarantinedObject]
+    next: str | None = None
+
+
+class RebuildReport(Answer, frozen=True, kw_only=True):
+    """What a new index was made of.  ``findings`` says what was left out because it is damaged."""
+
+    packs: int
+    objects: int
+    stored_bytes: int
+    pages: int
+    blobs: int
+    trees: int
+    findings: list[Finding]
+    truncated: bool = False
 
 
 class Problem(Answer, frozen=True, kw_only=True):

@@ -159,6 +159,14 @@ class Client:
     token_list = _waits(AsyncClient.token_list)
     token_revoke = _waits(AsyncClient.token_revoke)
     fsck = _waits(AsyncClient.fsck)
+    scrub = _waits(AsyncClient.scrub)
+    scrub_status = _waits(AsyncClient.scrub_status)
+    quarantine = _iterates(AsyncClient.quarantine)
+    release_object = _waits(AsyncClient.release_object)
+    affected = _waits(AsyncClient.affected)
+    repair_plan = _waits(AsyncClient.repair_plan)
+    repair_send = _waits(AsyncClient.repair_send)
+    objects = _waits(AsyncClient.objects)
     audit = _waits(AsyncClient.audit)
 
     def _run(self) -> None:

@@ -24,6 +24,7 @@ from casstore_client import care_api, content_api
 from casstore_client.config import cache_dir
 from casstore_client.content_api import Kind
 from casstore_client.export import Exported, export
+from casstore_client.health_api import HealthApi, reporting
 from casstore_client.importing import Imported, import_file
 from casstore_client.ledger_api import LedgerApi
 from casstore_client.page_cache import PageCache
@@ -36,11 +37,12 @@ from casstore_client.trust_store import TrustStore
 STDIN = "-"
 
 
-class AsyncClient(LedgerApi):
+class AsyncClient(LedgerApi, HealthApi):
     """A client of one server; an asynchronous context manager.
 
     What concerns snapshots, pointers and the log is in :class:`~casstore_client.ledger_api.LedgerApi` and
-    :class:`~casstore_client.ledger_reading.LedgerReader`; what concerns content is here.
+    :class:`~casstore_client.ledger_reading.LedgerReader`, what concerns the store's health in
+    :class:`~casstore_client.health_api.HealthApi`; what concerns content is here.
 
     Args:
         url: such as ``http://127.0.0.1:7433``.
@@ -202,7 +204,8 @@ class AsyncClient(LedgerApi):
         """
         pages = PageCache(cache_dir(), self.transport.url) if cache else None
         options = Options(replace, sync, progress, tuple(os.fsencode(seed) for seed in seeds), link, pages)
-        return await pull(self.transport, digest, os.fsencode(dest), options)
+        async with reporting(self.transport):
+            return await pull(self.transport, digest, os.fsencode(dest), options)
 
     def cat(
         self, digest: TreeDigest | BlobDigest | str, path: str | bytes | None = None

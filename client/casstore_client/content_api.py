@@ -32,6 +32,7 @@ from casstore.limits import MIB
 from casstore.wire import Answer, Artifact, ArtifactList, Diff, ServerConfig
 from casstore_client.errors import show_path
 from casstore_client.fetch import Fetcher, Relocate
+from casstore_client.health_api import reporting
 from casstore_client.pages import Page, fetch_blob_page, fetch_root, fetch_some, refs_below, relocate_chunks
 from casstore_client.planning import Restorer, blob_job
 from casstore_client.progress_events import ProgressMeter
@@ -87,10 +88,11 @@ async def read_content(
     spool = await asyncio.to_thread(tempfile.TemporaryFile, prefix="casstore-")
     try:
         fd = spool.fileno()
-        if path is None:
-            size = await _fetch_blob(transport, BlobDigest.parse(str(digest)), fd)
-        else:
-            size = await _fetch_file(transport, TreeDigest.parse(str(digest)), path, fd)
+        async with reporting(transport):
+            if path is None:
+                size = await _fetch_blob(transport, BlobDigest.parse(str(digest)), fd)
+            else:
+                size = await _fetch_file(transport, TreeDigest.parse(str(digest)), path, fd)
         for start in range(0, size, PIECE_BYTES):
             yield await asyncio.to_thread(os.pread, fd, PIECE_BYTES, start)
     finally:

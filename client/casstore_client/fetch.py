@@ -246,7 +246,7 @@ def _open_chunks(data: bytes, start: int, chunks: Sequence[Chunk]) -> None:
         except (DamagedObject, MalformedDocument, TooLarge) as error:
             raise DamagedObject(
                 f"the chunk {chunk.id} did not arrive whole from pack {pack} at offset {offset}: {error.detail}",
-                hint="pull again; if that does not help, run `casstore fsck --full` on the server",
+                hint="the server was told; push what needs it again, or have its operator run `casstore repair`",
                 object=str(chunk.id),
                 where=f"pack {pack} offset {offset}",
                 expected=str(chunk.id),

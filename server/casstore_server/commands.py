@@ -181,14 +181,24 @@ def _next_port(listen: str) -> str:
 @click.command()
 @click.option("--store", "directory", envvar="CASSTORE_STORE", type=click.Path(path_type=Path), help=_STORE_HELP)
 @click.option("--full", is_flag=True, help="Hash every object and put every file together.")
+@click.option(
+    "--rebuild-index", is_flag=True, help="Make the index anew from the packs; needs --store, and no server running."
+)
 @connecting
 @speaking
-def fsck(directory: Path | None, full: bool, settings: Settings, out: Output) -> None:
+def fsck(directory: Path | None, full: bool, rebuild_index: bool, settings: Settings, out: Output) -> None:
     """Check a store's structure and references, with --full all its bytes.
 
     With --store the directory is opened, which needs that no server has it open; otherwise the configured server is asked.
-    Ends with exit code 6 if anything is wrong; changes nothing.
+    Ends with exit code 6 if anything is wrong; changes nothing, but for --rebuild-index, which works when the index is lost or garbage.
     """
+    if rebuild_index:
+        if directory is None:
+            raise click.UsageError("--rebuild-index works on a directory that no server has open: give --store DIR")
+        from casstore_server.health_commands import rebuild
+
+        rebuild(directory, out)
+        return
     report = _check_directory(directory, full) if directory is not None else _check_server(settings, full)
     out.emit(report, lambda: show_report(report, "The store"))
     if not report.ok:

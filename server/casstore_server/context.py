@@ -22,6 +22,7 @@ from casstore_server.metrics import Metrics
 from casstore_server.settings import Bounds
 from casstore_server.shares import Shares
 from casstore_server.turnstile import Turnstile
+from casstore_server.upkeep import Upkeep
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Context:
     descriptors: Descriptors
     gate: Gate
     disk: Disk
+    upkeep: Upkeep
     log: structlog.typing.FilteringBoundLogger
     genesis_sha256: str
     """Of entry 0, in hex: what clients pin."""
@@ -55,6 +57,10 @@ class Context:
     """Whether an fsck runs."""
     backing_up: bool = False
     """Whether a backup is being made."""
+    repairing: bool = False
+    """Whether a repair's pack is being taken in."""
+    walking: bool = False
+    """Whether someone goes through the whole store for what needs an object, or for what is missing."""
     ready: bool = True
     """False while the server drains."""
 

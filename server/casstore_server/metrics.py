@@ -28,6 +28,16 @@ class LogGauge(NamedTuple):
     checkpoint_age_s: float
 
 
+class HealthGauge(NamedTuple):
+    """What is known of the store's health at this moment."""
+
+    scrubbed_bytes: int
+    last_full_pass_s: float
+    quarantined: int
+    damaged: int
+    healed: int
+
+
 class _Live(Collector):
     """Gauges that are read when they are asked for."""
 
@@ -37,13 +47,16 @@ class _Live(Collector):
         log: Callable[[], LogGauge],
         gate: Gate,
         disk: Callable[[], Disk],
+        *,
         refused: Callable[[], Mapping[str, int]],
+        health: Callable[[], HealthGauge],
     ) -> None:
         self._depths = depths
         self._log = log
         self._gate = gate
         self._disk = disk
         self._refused = refused
+        self._health = health
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -61,6 +74,29 @@ class _Live(Collector):
             "casstore_checkpoint_age_seconds",
             "Seconds since the published checkpoint was signed.",
             value=log.checkpoint_age_s,
+        )
+        yield from self._collect_health()
+
+    def _collect_health(self) -> Iterable[Metric]:
+        health = self._health()
+        yield CounterMetricFamily(
+            "casstore_scrub_bytes", "Stored bytes that scrubs have verified.", value=health.scrubbed_bytes
+        )
+        yield GaugeMetricFamily(
+            "casstore_scrub_last_full_pass_timestamp_seconds",
+            "When the last scrub of the whole store ended; 0 for never.",
+            value=health.last_full_pass_s,
+        )
+        yield GaugeMetricFamily(
+            "casstore_quarantined_objects", "Damaged objects that are out of use now.", value=health.quarantined
+        )
+        yield CounterMetricFamily(
+            "casstore_damaged_objects", "Objects that were found damaged and taken out of use.", value=health.damaged
+        )
+        yield CounterMetricFamily(
+            "casstore_healed_objects",
+            "Objects that left quarantine: stored anew, found right again, or collected.",
+            value=health.healed,
         )
 
     def _clients(self) -> Iterable[Metric]:
@@ -91,6 +127,7 @@ class Metrics:
         gate: who is connected.
         disk: how full the disk is.
         refused: how many connections and requests were refused, by reason.
+        health: what is known of the store's health.
     """
 
     def __init__(
@@ -101,6 +138,7 @@ class Metrics:
         gate: Gate,
         disk: Callable[[], Disk],
         refused: Callable[[], Mapping[str, int]],
+        health: Callable[[], HealthGauge],
     ) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -124,7 +162,7 @@ class Metrics:
         )
         self.packs = Counter("casstore_packs_stored", "Packs taken in.", registry=self.registry)
         self.entries = Counter("casstore_entries", "Entries committed, by type.", ["type"], registry=self.registry)
-        self.registry.register(_Live(depths, log, gate, disk, refused))
+        self.registry.register(_Live(depths, log, gate, disk, refused=refused, health=health))
 
     def build_app(self, gate: Gate) -> web.Application:
         """The application of the metrics listener: ``/metrics`` and nothing else.

@@ -55,6 +55,7 @@ from casstore_server.settings import (
 )
 from casstore_server.shares import Shares
 from casstore_server.turnstile import Turnstile
+from casstore_server.upkeep import Upkeep
 
 READ_BUFFER_BYTES = (
     256 * 1024
@@ -142,6 +143,7 @@ async def open_server(
         await disk.look()
         genesis = await asyncio.to_thread(_read_genesis, store)
         context = _put_together(store, bridge, settings, bounds, disk=disk, log=log, genesis_sha256=genesis)
+        stack.push_async_callback(context.upkeep.close)
         stack.callback(context.descriptors.close)
         gate, metrics = context.gate, context.metrics
         stack.push_async_callback(_cancel, asyncio.create_task(_refresh_clock(context)))
@@ -176,6 +178,7 @@ def _put_together(
     # LIMIT: half of what the readers take, so that what is let in finds room with them.
     turnstile = Turnstile(lambda: bridge.readers.depth <= limits.reader_queue // 2, bounds.turn_max_s)
     upload_shares = Shares(bounds.uploads_max, "packs", UPLOADS_SHARE)
+    upkeep = Upkeep(store, bridge, settings.scrub, log, pool=bridge.provers.executor, width=bounds.worker_threads)
     metrics = Metrics(
         depths=lambda: {**bridge.depths, "turnstile": turnstile.depth},
         log=lambda: _read_log_gauge(store),
@@ -186,6 +189,7 @@ def _put_together(
             "share": bridge.refused + upload_shares.refused,
             "turnstile": turnstile.refused,
         },
+        health=lambda: upkeep.health,
     )
     return Context(
         store=store,
@@ -198,6 +202,7 @@ def _put_together(
         disk=disk,
         turnstile=turnstile,
         upload_shares=upload_shares,
+        upkeep=upkeep,
         log=log,
         genesis_sha256=genesis_sha256,
     )

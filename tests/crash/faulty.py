@@ -234,7 +234,7 @@ class FaultyFiles(Files):
             Files.commit(self, transaction)
             # LMDB syncs by itself.  A transaction does not tell its file: both are synced, which is no more than true,
             # for LMDB writes nothing but in a commit.
-            for environment in ("index", "ledger"):
+            for environment in ("index", "ledger", "index.building"):
                 for above in (self.root, os.path.join(self.root, "store")):
                     data = os.path.join(above, environment, "data.mdb")
                     if os.path.exists(data):

@@ -20,7 +20,14 @@ OPERATIONS = [
     for method, operation in methods.items()
 ]
 SECURED = [item for item in OPERATIONS if item[2].get("security") != []]
-EXAMPLES = {"id": "0" * 32, "digest": "blake3:" + "0" * 64, "name": "prod/api", "idx": "0", "path": "0/000"}
+EXAMPLES = {
+    "id": "0" * 32,
+    "digest": "blake3:" + "0" * 64,
+    "name": "prod/api",
+    "idx": "0",
+    "number": "1",
+    "path": "0/000",
+}
 
 
 def fill(path: str) -> str:

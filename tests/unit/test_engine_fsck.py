@@ -91,7 +91,9 @@ def test_every_flipped_bit_of_a_pack_is_found() -> None:
         for offset in range(len(data)):
             flip_bit(content.store, pack, offset, offset % 8)
             report = check(content, full=True)
-            assert not report.ok, f"byte {offset} of {len(data)}"
+            assert report.findings, f"byte {offset} of {len(data)}"
+            # The layout as the push brought it is one that nothing names any more.
+            assert not report.ok or {finding.code for finding in report.findings} == {"dead-frame"}
             assert any(str(pack) in f.where for f in report.findings)
             rewrite_pack(content.store, pack, data)
     assert check(content, full=True).ok

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from hashlib import sha256
 
-from casstore.errors import StateError
+from casstore.errors import PackNotFound, StateError
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.contracts.expect import raises, run_threads
@@ -109,6 +109,24 @@ class ChunkIndexContract(ABC):
         add(index, pack_id(1), range(5))
         assert index.packs(limit=10) == [PackRecord(pack_id(1), 4101, 5)]
         assert index.count(ObjectKind.CHUNK) == 5
+        index.close()
+
+    def test_more_frames_of_a_known_pack(self) -> None:
+        """Layouts are believed once they are proven, which may be later than their pack."""
+        index = self.make()
+        layout = FrameRow(ObjectKind.LAYOUT, object_id(1), 90, 20, 21)
+        with raises(PackNotFound):
+            index.add_frames(pack_id(1), [layout])
+        add(index, pack_id(1), range(3))
+        index.add_frames(pack_id(1), [layout])
+        place = Location(pack_id(1), 90, 20, 21)
+        assert index.locate(ObjectKind.LAYOUT, [object_id(1)]) == [place]
+        assert index.quarantine(ObjectKind.LAYOUT, object_id(1), place, at_ms=1, reason="bits")
+        add(index, pack_id(2), range(0))
+        index.add_frames(pack_id(2), [layout, FrameRow(ObjectKind.CHUNK, object_id(2), 7, 7, 7)])
+        assert index.locate(ObjectKind.LAYOUT, [object_id(1)]) == [Location(pack_id(2), 90, 20, 21)]
+        assert index.quarantined(limit=1) == []
+        assert index.locate(ObjectKind.CHUNK, [object_id(2)]) == [Location(pack_id(1), 200, 3, 5)]
         index.close()
 
     def test_a_pack_without_frames_is_known(self) -> None:

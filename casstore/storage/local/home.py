@@ -6,7 +6,7 @@
     lock            flock of the one process that has the store open; its content is that process's number
     packs/          content, see casstore.storage.local.packs
     tmp/            files without a name yet; emptied when the store is opened
-    index/          where content lies (LMDB), rebuildable
+    index/          where content lies (LMDB), rebuildable; index.building, index.new, index.old: while it is rebuilt
     ledger/         log, pointers, tokens (LMDB)
     signed-heads    what the server was about to sign
     keys/           the server's keys, readable by its user only
@@ -45,6 +45,7 @@ from casstore.storage.local.diskroom import DiskRoom
 from casstore.storage.local.files import Files, read_file, refusal, write_new_file
 from casstore.storage.local.heads import SignedHeads
 from casstore.storage.local.index import LocalChunkIndex
+from casstore.storage.local.index_swap import adopt_index, begin_index, settle_index
 from casstore.storage.local.ledger import LocalLedger
 from casstore.storage.local.packs import LocalPackStore
 
@@ -218,6 +219,7 @@ class Home:
             # ORDER: once more under the lock: an upgrade may have ended in between.
             check_format(path, files, any_format=any_format)
             home._empty_tmp()
+            settle_index(path, files)
         except BaseException:
             home.close()
             raise
@@ -241,6 +243,14 @@ class Home:
     def open_index(self) -> LocalChunkIndex:
         """Open the index; the caller closes it."""
         return LocalChunkIndex(self._checked_path(), self.files)
+
+    def begin_index(self) -> LocalChunkIndex:
+        """Begin an index beside the one in use; see :func:`casstore.storage.local.index_swap.begin_index`."""
+        return begin_index(self._checked_path(), self.files)
+
+    def adopt_index(self) -> None:
+        """Put the index that was begun, and closed, in use."""
+        adopt_index(self._checked_path(), self.files)
 
     def open_ledger(self) -> LocalLedger:
         """Open the ledger; the caller closes it."""

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from casstore.errors import PackNotFound
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.files import Files
@@ -41,6 +42,7 @@ class LocalChunkIndex(CollectionTables):
     Args:
         directory: the store directory; the index lies below it, in ``index/``.
         files: how commits reach the disk.
+        name: of its directory, for one that is being built.
 
     Raises:
         NotInitialised: there is no index.
@@ -48,21 +50,21 @@ class LocalChunkIndex(CollectionTables):
         StoreBusy: this process has it open already.
     """
 
-    def __init__(self, directory: str, files: Files) -> None:
-        super().__init__(os.path.join(directory, _DIRECTORY), files)
+    def __init__(self, directory: str, files: Files, name: str = _DIRECTORY) -> None:
+        super().__init__(os.path.join(directory, name), files)
         self._memo = self._environment.tables[MEMO]
 
     @classmethod
-    def lay_out(cls, directory: str, files: Files) -> None:
+    def lay_out(cls, directory: str, files: Files, name: str = _DIRECTORY) -> None:
         """Make an empty index in a store directory.
 
         Raises:
             DestinationExists: there is one.
             StoreFull, Unavailable: it cannot be made.
 
-        Durability: all but the name ``index`` itself, which the caller makes durable with the directory.
+        Durability: all but the name itself, which the caller makes durable with the directory.
         """
-        create_environment(os.path.join(directory, _DIRECTORY), files, TABLES, "index")
+        create_environment(os.path.join(directory, name), files, TABLES, "index")
 
     @classmethod
     def add_missing_tables(cls, directory: str, files: Files, *, dry_run: bool) -> list[str]:
@@ -123,6 +125,20 @@ class LocalChunkIndex(CollectionTables):
                 if transaction.stat(other)["entries"]:
                     for row in frames:
                         transaction.delete(kind_key(row.kind, row.id), db=other)
+
+    def add_frames(self, pack: PackId, frames: Sequence[FrameRow]) -> None:
+        """See the role."""
+        with self._environment.write() as transaction:
+            value = transaction.get(pack, None, self._packs)
+            if value is None:
+                raise PackNotFound(f"the index does not know pack {pack}")
+            number = self._rows.number(value)
+            for frame in frames:
+                check_id(frame.id)
+                place = PLACE.pack(number, frame.offset, frame.stored_length, frame.plain_length)
+                transaction.put(frame.id, place, db=self._kinds[frame.kind], overwrite=False)
+                for other in (self._condemned, self._quarantine):
+                    transaction.delete(kind_key(frame.kind, frame.id), db=other)
 
     def pack(self, pack: PackId) -> PackRecord | None:
         """See the role."""

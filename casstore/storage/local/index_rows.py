@@ -27,7 +27,7 @@ from typing import Final
 from casstore.errors import DamagedObject
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
-from casstore.storage.local.lmdb_env import Database, Transaction
+from casstore.storage.local.lmdb_env import REBUILD, Database, Transaction
 from casstore.storage.roles import CondemnedRow, FileProof, Location, PackRecord, QuarantinedRow
 
 PLACE: Final = struct.Struct(">IIII")
@@ -188,7 +188,7 @@ class RowReader:
         """The error that says that the index is damaged."""
         return DamagedObject(
             f"the index at {self._path} is damaged: {found}",
-            hint="restore index/ from a backup; nothing in it is lost as long as the packs are there",
+            hint=REBUILD,
             object="index",
             where=self._path,
             found=found,

@@ -43,6 +43,8 @@ _DATA_FILE: Final = "data.mdb"
 _LOCK_FILE: Final = "lock.mdb"
 _LOCK_FILE_BYTES: Final = 64 * KIB  # more than LMDB makes of it with _READERS_MAX slots
 
+REBUILD: Final = "`casstore fsck --rebuild-index --store DIR` makes it anew from the packs; as long as they are there nothing is lost"
+
 _DAMAGED: Final = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
@@ -176,7 +178,8 @@ class LmdbEnvironment:
         self._closed = False
         self._writer = threading.Lock()
         if not os.path.isfile(os.path.join(path, _DATA_FILE)):
-            raise NotInitialised(f"there is no {what} at {path}", hint="was the store created with `casstore init`?")
+            hint = REBUILD if what == "index" else "was the store created with `casstore init`?"
+            raise NotInitialised(f"there is no {what} at {path}", hint=hint)
         _allocate_lock_file(path, files, what)
         self._environment = _open(path, what, create=False)
         self.tables: dict[bytes, Database] = {}
@@ -185,7 +188,8 @@ class LmdbEnvironment:
                 self.tables[name] = self._environment.open_db(name, create=False)
         except lmdb.NotFoundError as error:
             self._environment.close()
-            raise NotInitialised(f"the {what} at {path} has no table {name.decode()!r}") from error
+            remedy = REBUILD if what == "index" else None
+            raise NotInitialised(f"the {what} at {path} has no table {name.decode()!r}", hint=remedy) from error
         except (lmdb.Error, OSError) as error:
             self._environment.close()
             raise _translate(error, what, path) from error
@@ -355,12 +359,7 @@ def _translate(error: lmdb.Error | OSError, what: str, path: str) -> CasstoreErr
     if isinstance(error, _DAMAGED):
         return DamagedObject(
             f"the {what} at {path} is damaged: {error}",
-            hint=f"restore {what}/ from a backup"
-            + (
-                "; nothing in it is lost as long as the packs are there"
-                if what == "index"
-                else ", and keep signed-heads"
-            ),
+            hint=REBUILD if what == "index" else f"restore {what}/ from a backup, and keep signed-heads",
             object=what,
             where=path,
         )

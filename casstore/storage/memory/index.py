@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from casstore.errors import StateError
+from casstore.errors import PackNotFound, StateError
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.roles import (
@@ -79,11 +79,22 @@ class MemoryChunkIndex:
                 return
             retired = self._retired.pop(pack.pack, None)
             self._packs[pack.pack] = pack if retired is None else retired[0]
-            for frame in frames:
-                location = Location(pack.pack, frame.offset, frame.stored_length, frame.plain_length)
-                self._objects[frame.kind].setdefault(bytes(frame.id), location)
-                self._condemned.pop((frame.kind, bytes(frame.id)), None)
-                self._quarantined.pop((frame.kind, bytes(frame.id)), None)
+            self._add_rows(pack.pack, frames)
+
+    def add_frames(self, pack: PackId, frames: Sequence[FrameRow]) -> None:
+        """See the role."""
+        _check_ids([frame.id for frame in frames])
+        with self._opened():
+            if pack not in self._packs:
+                raise PackNotFound(f"the index does not know pack {pack}")
+            self._add_rows(pack, frames)
+
+    def _add_rows(self, pack: PackId, frames: Sequence[FrameRow]) -> None:
+        for frame in frames:
+            location = Location(pack, frame.offset, frame.stored_length, frame.plain_length)
+            self._objects[frame.kind].setdefault(bytes(frame.id), location)
+            self._condemned.pop((frame.kind, bytes(frame.id)), None)
+            self._quarantined.pop((frame.kind, bytes(frame.id)), None)
 
     def pack(self, pack: PackId) -> PackRecord | None:
         """See the role."""
