@@ -34,6 +34,7 @@ from casstore.wire.bodies import (
     format_time,
     parse_time,
 )
+from casstore.wire.collection import GcReport, GcRequest, GcRoot, Pin, PinCreate, PinList
 from casstore.wire.content import (
     Artifact,
     ArtifactList,
@@ -165,6 +166,9 @@ __all__ = [
     "FileRun",
     "Finding",
     "FsckReport",
+    "GcReport",
+    "GcRequest",
+    "GcRoot",
     "History",
     "HistoryItem",
     "HoldInfo",
@@ -175,6 +179,9 @@ __all__ = [
     "PackStored",
     "PageRecord",
     "PageRecordDecoder",
+    "Pin",
+    "PinCreate",
+    "PinList",
     "Pointer",
     "PointerList",
     "PolicyAnswer",
