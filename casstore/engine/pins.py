@@ -115,6 +115,16 @@ class PinService:
             transaction.put(Table.PINS, id, msgspec.json.encode(row))
         return _answer(row)
 
+    def look_ahead(self, kind: Kind, digest: BlobDigest) -> None:
+        """Have looked up what a pin needs, so that the writer finds the answer remembered.
+
+        Raises:
+            NotFound, SnapshotIncomplete: the store does not have it, or not all of it.
+
+        Threads: any.
+        """
+        self._demand(kind, digest)
+
     def unpin(self, id: str) -> None:
         """Take a pin away.
 

@@ -34,7 +34,7 @@ from casstore.wire.bodies import (
     format_time,
     parse_time,
 )
-from casstore.wire.collection import GcReport, GcRequest, GcRoot, Pin, PinCreate, PinList
+from casstore.wire.collection import GcReport, GcRequest, GcRoot, GcUndone, Pin, PinCreate, PinList
 from casstore.wire.content import (
     Artifact,
     ArtifactList,
@@ -169,6 +169,7 @@ __all__ = [
     "GcReport",
     "GcRequest",
     "GcRoot",
+    "GcUndone",
     "History",
     "HistoryItem",
     "HoldInfo",

@@ -39,10 +39,15 @@ class PinList(Answer, frozen=True, kw_only=True):
 
 
 class GcRequest(Request, frozen=True, kw_only=True):
-    """``undo`` makes live again all that is condemned; nothing else is done then."""
+    """With ``dry_run`` nothing is changed."""
 
     dry_run: bool = False
-    undo: bool = False
+
+
+class GcUndone(Answer, frozen=True, kw_only=True):
+    """How many condemned objects are live again."""
+
+    revived: int
 
 
 class GcRoot(Answer, frozen=True, kw_only=True):

@@ -183,10 +183,7 @@ class GcWorld:
         """Whether a reader can read every byte."""
         if not self.is_there(built):
             return False
-        for kind, id, plain in built.objects():
-            if self.store.packs.read_objects(kind, [id]) != [plain]:
-                return False
-        return True
+        return all(self.store.packs.read_objects(kind, [id]) == [plain] for kind, id, plain in built.objects())
 
     def files(self) -> list[PackId]:
         """Packs on the disk."""
