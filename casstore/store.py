@@ -30,6 +30,7 @@ from casstore.engine.diff import DiffService
 from casstore.engine.findings import Findings
 from casstore.engine.fsck import fsck_content
 from casstore.engine.fsck_ledger import fsck_ledger
+from casstore.engine.gc.lists import keep_list, read_list
 from casstore.engine.gc.retention import Retention
 from casstore.engine.gc.run import GcTimes, Ledgerside, Run, undo
 from casstore.engine.gc.sweep import Round
@@ -47,9 +48,11 @@ from casstore.engine.quarantine import QuarantineService
 from casstore.engine.repair import RepairService
 from casstore.engine.scrub import Scrubber
 from casstore.engine.snapshots import SnapshotService
+from casstore.engine.submissions import Collected
 from casstore.engine.tokens import TokenService
 from casstore.engine.trees import TreeService
 from casstore.errors import CasstoreError, DamagedObject, InvalidInput, NotFound, RequestInProgress
+from casstore.formats.entry import GcBody, GcCounts
 from casstore.formats.pack import ObjectKind
 from casstore.ids import BlobDigest, PackId, SnapshotDigest, TreeDigest
 from casstore.signing import SignatureType, SigningKey
@@ -166,7 +169,7 @@ class Store:
         self.holds = Holds(clock)
         self.packs = PackService(parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE)))
         self.presence = Presence(self.packs)
-        ledger = _GatedLedger(parts.ledger, self.presence.claims)
+        self._ledger = ledger = _GatedLedger(parts.ledger, self.presence.claims)
         self.quarantine = QuarantineService(self.packs, self.presence, clock)
         self.scrubber = Scrubber(self.packs, self.quarantine, clock)
         self.trees = TreeService(self.packs, self.presence)
@@ -387,7 +390,26 @@ class Store:
         return self.read_only or self.clock_trouble
 
     def _record_collected(self, round_: Round) -> int:
-        return 0
+        """Put on record what is about to be dropped.
+
+        # ORDER: the list before the entry that names it, the entry before anything is dropped.
+
+        Threads: ledger writer.
+        """
+        digest = keep_list(self._ledger, round_.heads, self.clock.now_ms())
+        counts = GcCounts(bytes=round_.size_bytes, objects=sum(round_.counts.values()))
+        return self.submit(Collected(GcBody(counts, digest, "nothing needs it"))).entry
+
+    def dropped(self, digest: BlobDigest) -> list[str]:
+        """What a collection dropped by name: the list that an entry of the log names.
+
+        Raises:
+            NotFound: it is not kept any more.
+            DamagedObject: it cannot be read.
+
+        Threads: any.
+        """
+        return read_list(self._ledger, digest)
 
     def _demand_whole(self, kind: str, digest: BlobDigest) -> None:
         """Refuse to pin what is not all there."""

@@ -34,7 +34,7 @@ from casstore.wire.bodies import (
     format_time,
     parse_time,
 )
-from casstore.wire.collection import GcReport, GcRequest, GcRoot, GcUndone, Pin, PinCreate, PinList
+from casstore.wire.collection import GcDropped, GcReport, GcRequest, GcRoot, GcUndone, Pin, PinCreate, PinList
 from casstore.wire.content import (
     Artifact,
     ArtifactList,
@@ -166,6 +166,7 @@ __all__ = [
     "FileRun",
     "Finding",
     "FsckReport",
+    "GcDropped",
     "GcReport",
     "GcRequest",
     "GcRoot",

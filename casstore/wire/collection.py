@@ -50,6 +50,13 @@ class GcUndone(Answer, frozen=True, kw_only=True):
     revived: int
 
 
+class GcDropped(Answer, frozen=True, kw_only=True):
+    """What a collection dropped by name: one line for each snapshot, tree and blob."""
+
+    digest: str
+    dropped: list[str]
+
+
 class GcRoot(Answer, frozen=True, kw_only=True):
     """Something that is kept, and for whom."""
 

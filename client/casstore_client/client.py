@@ -25,6 +25,7 @@ from casstore.wire import (
     BackupReport,
     BackupRequest,
     Diff,
+    GcDropped,
     GcReport,
     GcUndone,
     Label,
@@ -383,6 +384,15 @@ class AsyncClient(LedgerApi, HealthApi):
             RequestInProgress: a run is under way.
         """
         return await collect_api.gc_undo(self.transport)
+
+    async def gc_dropped(self, digest: str) -> GcDropped:
+        """What a collection dropped, by name: the list that a ``gc`` entry of the log names, held against its digest.
+
+        Raises:
+            NotFound: the server does not keep it any more.
+            DigestMismatch: what it shows is another list.
+        """
+        return await collect_api.gc_dropped(self.transport, digest)
 
     async def pin(self, target: str, *, owner: str, reason: str, until: str | None = None) -> Pin:
         """Keep something with all that it needs, whatever its age.

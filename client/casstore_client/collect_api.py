@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from casstore.errors import InvalidDigest, NotFound
-from casstore.ids import SnapshotDigest
-from casstore.wire import MEDIA_SNAPSHOT, GcReport, GcRequest, GcUndone, Pin, PinCreate, PinList
+from casstore.errors import DigestMismatch, InvalidDigest, NotFound
+from casstore.hashing import blake3_256
+from casstore.ids import BlobDigest, SnapshotDigest
+from casstore.wire import MEDIA_SNAPSHOT, GcDropped, GcReport, GcRequest, GcUndone, Pin, PinCreate, PinList
 from casstore.wire.collection import PinKind
 from casstore_client import content_api
 from casstore_client.transport import Transport
@@ -27,6 +28,16 @@ async def gc(transport: Transport, *, dry_run: bool) -> GcReport:
 async def gc_undo(transport: Transport) -> GcUndone:
     """See :meth:`casstore_client.client.AsyncClient.gc_undo`."""
     return await transport.send_json("POST", "/v1/gc/undo", {}, GcUndone, step="gc", timeout_s=_TIMEOUT_S)
+
+
+async def gc_dropped(transport: Transport, digest: str) -> GcDropped:
+    """See :meth:`casstore_client.client.AsyncClient.gc_dropped`."""
+    wanted = BlobDigest.parse(digest)
+    found = await transport.get_json(f"/v1/gc/dropped/{wanted}", GcDropped, step="gc")
+    text = "".join(f"{line}\n" for line in found.dropped)
+    if blake3_256(text.encode()) != wanted:
+        raise DigestMismatch("the server shows another list than the log names", expected=digest)
+    return found
 
 
 async def pin(transport: Transport, target: str, *, owner: str, reason: str, until: str | None) -> Pin:

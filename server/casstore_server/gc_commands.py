@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done, and what is kept for whom.")
 @click.option("--undo", "undoing", is_flag=True, help="Make live again all that is condemned; do nothing else.")
+@click.option("--dropped", metavar="DIGEST", help="Show the list that a gc entry of the log names; do nothing else.")
 @connecting
 @speaking
 def gc(
@@ -43,6 +44,7 @@ def gc(
     settings_file: Path | None,
     dry_run: bool,
     undoing: bool,
+    dropped: str | None,
     settings: Settings,
     out: Output,
 ) -> None:
@@ -55,6 +57,11 @@ def gc(
         raise click.UsageError("--settings belongs to --store: a server has its own")
     if dry_run and undoing:
         raise click.UsageError("--dry-run and --undo say different things")
+    if dropped is not None:
+        with open_client(settings, content=True) as client:
+            found = client.gc_dropped(dropped)
+        out.emit(found, lambda: click.echo("\n".join(found.dropped)))
+        return
     if undoing:
         undone = _undo(directory, settings)
         out.emit(undone, lambda: click.echo(f"{undone.revived:,} objects are live again"))

@@ -110,6 +110,13 @@ class GcWorld:
         self.store.publish_snapshot(document, self.sign(args))
         return digest
 
+    def document(self, part: BuiltTree, name: str) -> bytes:
+        """A snapshot's document that nobody published."""
+        return encode_snapshot(Snapshot(components=(Component(ComponentName(name), "tree", part.digest),)))
+
+    def digest_of(self, document: bytes) -> SnapshotDigest:
+        return snapshot_digest(document)
+
     def flip(self, pointer: str, to: SnapshotDigest, *, kind: FlipKind | None = None) -> Submitted:
         """Move a pointer."""
         answer = self.store.submit(self.flip_to(pointer, to, kind=kind))

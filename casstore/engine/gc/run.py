@@ -141,8 +141,9 @@ class Run:
                 rewrite_max_bytes=self._times.rewrite_max_bytes,
             )
             try:
-                self._mark(mark, brought, when)
-                self._sweep(mark, sweep, brought, state, writing=writing)
+                if refusal is None:
+                    self._mark(mark, brought, when)
+                    self._sweep(mark, sweep, brought, state, writing=writing)
                 if writing:
                     self._keep(keeper, state)
             except Interrupted:

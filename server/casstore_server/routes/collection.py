@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from casstore.ids import BlobDigest
-from casstore.wire import GcRequest, GcUndone, PinCreate, parse_time
+from casstore.wire import GcDropped, GcRequest, GcUndone, PinCreate, parse_time
 from casstore_server.auth import demand
 from casstore_server.bodies import read_json
 from casstore_server.context import context_of
@@ -31,6 +31,16 @@ async def undo(request: web.Request) -> web.Response:
     await demand(request, "operate")
     Query(request)
     return respond_json(GcUndone(revived=await context_of(request).collector.undo()))
+
+
+async def show_dropped(request: web.Request) -> web.Response:
+    """``GET /v1/gc/dropped/{digest}``: the list that a ``gc`` entry of the log names."""
+    await demand(request, "operate")
+    context = context_of(request)
+    Query(request)
+    digest = BlobDigest.parse(request.match_info["digest"])
+    lines = await context.bridge.read(context.store.dropped, digest)
+    return respond_json(GcDropped(digest=str(digest), dropped=lines))
 
 
 async def create_pin(request: web.Request) -> web.Response:
@@ -75,6 +85,7 @@ async def remove_pin(request: web.Request) -> web.Response:
 ROUTES: Final = (
     web.post("/v1/gc", collect),
     web.post("/v1/gc/undo", undo),
+    web.get("/v1/gc/dropped/{digest}", show_dropped),
     web.post("/v1/pins", create_pin),
     web.get("/v1/pins", list_pins),
     web.delete("/v1/pins/{id}", remove_pin),
