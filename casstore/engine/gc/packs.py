@@ -26,10 +26,11 @@ from casstore.engine.packs import READ_RUN_BYTES, format_object, format_where, o
 from casstore.errors import DamagedObject, InvalidInput, PackNotFound
 from casstore.formats.pack import ObjectKind, PackEncoder, PackRow, decode_frame
 from casstore.ids import PackId
-from casstore.limits import MIB
+from casstore.limits import KIB, MIB
 from casstore.storage.roles import FrameRow, Location, Move, PackRecord, PackUsage, PackWriter
 
 SPARSE_PERCENT: Final = 60
+SPARSE_MIN_BYTES: Final = 256 * KIB  # what a rewriting must give back; footers alone make a small pack look sparse
 SMALL_BYTES: Final = 4 * MIB
 SMALL_MAX: Final = 16  # so many small packs stay as they are
 TARGET_BYTES: Final = 32 * MIB
@@ -101,7 +102,11 @@ class PackKeeper:
             for pack, use in usage.items()
             if use.rows and not use.quarantined_bytes and pack in sizes
         }
-        sparse = [pack for pack in used if used[pack] * 100 < sizes[pack] * SPARSE_PERCENT]
+        sparse = [
+            pack
+            for pack in used
+            if used[pack] * 100 < sizes[pack] * SPARSE_PERCENT and sizes[pack] - used[pack] >= SPARSE_MIN_BYTES
+        ]
         small = [pack for pack in used if sizes[pack] < SMALL_BYTES and pack not in set(sparse)]
         if len(small) <= SMALL_MAX:
             small = []
