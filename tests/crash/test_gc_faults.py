@@ -9,7 +9,7 @@ import pytest
 from tests.crash.collecting import Story, check_after, collect_until_dead, copy_story, make_story
 from tests.crash.faulty import Effect, Fault, FaultyFiles, Loss, fingerprint, restore
 
-SAMPLED = 12  # of each kind of fault in the usual run; `-m slow` tries every operation
+SAMPLED = 8  # of each kind of fault in the usual run; `-m slow` tries every operation
 
 
 @pytest.fixture(scope="module")
