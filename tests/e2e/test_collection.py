@@ -13,7 +13,8 @@ import pytest
 from casstore.clock import ManualClock
 from casstore.config import GcSettings, RetentionSettings, ServerSettings
 from casstore.errors import CasstoreError, PinNotFound
-from casstore.ids import PackId, PointerName
+from casstore.formats.pack import ObjectKind
+from casstore.ids import PackId, PointerName, SnapshotDigest
 from casstore_client.blocking import Client
 from tests.support.clients import client_of, release
 from tests.support.server import Http, Running, make_store, run_in_thread
@@ -154,6 +155,37 @@ def _flip_to(
 
 def _tree_of(client: Client, snapshot: str) -> str:
     return str(client.snapshot_document(snapshot).components[0].digest)
+
+
+def test_an_audit_tells_what_was_collected_from_what_is_lost(
+    server: Running, clock: ManualClock, tmp_path: Path
+) -> None:
+    """A snapshot that was collected is excused by the log; one that a pointer names is not."""
+    patient = server._replace(created=server.created._replace(trust=server.created.trust._replace(max_age_s=10**9)))
+    with client_of(patient, tmp_path / "state", clock=clock) as client:
+        old = release(client, tmp_path / "in", "old", {"a": b"old" * 1000})
+        new = release(client, tmp_path / "in", "new", {"a": b"new" * 1000})
+        client.flip(PointerName("prod/a"), new, expect=None)
+        clock.advance(2 * HOUR_MS)
+        client.gc()
+        clock.advance(3 * HOUR_MS)
+        report = client.gc()
+        assert f"snapshot {old}" in report.removed
+        [entry] = report.entries
+        proven = client.entry(entry)
+        assert proven.entry.type == "gc"
+        assert client.gc_dropped(proven.entry.body["digest"]).dropped == report.removed
+        audit = client.audit(full=True)
+        assert audit.ok, audit.findings
+        assert "1 snapshots were collected" in audit.levels[-1].detail
+        index = server.server.context.store.packs.index  # type: ignore[union-attr]
+        kept = SnapshotDigest.parse(new)
+        index.condemn(ObjectKind.DOCUMENT, [kept], at_ms=1, mark=1)
+        index.drop(index.condemned(after=(ObjectKind.DOCUMENT, bytes(32)), limit=1))
+        server.server.context.store.presence.forget()  # type: ignore[union-attr]
+        lost = client.audit()
+        assert [finding.object for finding in lost.findings] == [f"snapshot {new}"]
+        assert not client.fsck().ok
 
 
 def test_a_deleted_pack_is_not_kept_open(server: Running, clock: ManualClock, tmp_path: Path) -> None:
