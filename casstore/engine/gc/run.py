@@ -25,7 +25,7 @@ from casstore.engine.gc.roots import Roots
 from casstore.engine.gc.state import GcState, anchor, clock_step, read_state, write_state
 from casstore.engine.gc.sweep import MarkTime, Round, Sweep
 from casstore.engine.gc.work import BATCH, Blocked, Interrupted, Work
-from casstore.errors import DeletionHeld, InvalidInput
+from casstore.errors import DeletionHeld, InvalidInput, StoreFull
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.limits import CLOCK_SKEW_MAX_MS, GIB, PUSH_LEASE_MS
@@ -244,7 +244,11 @@ class Run:
             self._expired += self._work.write_ledger(self._ledgerside.expire_artifacts, batch)
 
     def _keep(self, keeper: PackKeeper, state: GcState) -> None:
-        keeper.rewrite()
+        try:
+            keeper.rewrite()
+        except StoreFull as error:
+            # What follows gives space back, and needs next to none.
+            self._blocked.append(f"no pack was rewritten: {error.detail}")
         keeper.retire()
         try:
             self._packs_waiting = keeper.delete()
