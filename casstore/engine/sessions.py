@@ -209,6 +209,12 @@ class PushSessions:
                     found |= session.brought
             return frozenset(found)
 
+    def brings(self, pack: PackId) -> bool:
+        """Whether a push that holds a lease brings or brought a pack, or brought more than could be remembered."""
+        with self._lock:
+            live = [session for push in list(self._sessions) if (session := self._live(push)) is not None]
+            return any(session.untold or pack in session.brought for session in live)
+
     def asked(self, push: PushId) -> bool:
         """Whether this push asked what is missing, in the lease that it holds now."""
         with self._lock:

@@ -75,6 +75,7 @@ class PackKeeper:
         self._spared = spared
         self._times = times
         self._budget = rewrite_max_bytes
+        self._usage: dict[PackId, PackUsage] = {}
         self.rewritten = 0
         self.merged = 0
         self.written = 0
@@ -92,9 +93,13 @@ class PackKeeper:
 
     # --- rewriting -----------------------------------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """Find out what of each pack is used: once a run, for it goes through the whole index."""
+        self._usage = self._touchable(self._index.usage())
+
     def rewrite(self) -> None:
         """Copy what is used out of sparse packs, and out of small ones where there are many."""
-        usage = self._touchable(self._index.usage())
+        usage = self._usage
         sizes = {record.pack: record.size_bytes for record in self._records() if record.pack in usage}
         # A pack in which something is quarantined is left alone: it may yet be healed from its bytes.
         used = {
@@ -121,6 +126,8 @@ class PackKeeper:
         moved = self._copy(chosen)
         self.rewritten = len(moved.intersection(sparse))
         self.merged = len(moved.intersection(small))
+        if moved:
+            self.look()
 
     def _copy(self, packs: Sequence[PackId]) -> set[PackId]:
         """Copy what is used in some packs into new ones; returns the packs that could be read."""
@@ -196,15 +203,14 @@ class PackKeeper:
 
     def retire(self) -> None:
         """Retire packs to which no row points."""
-        for pack, use in self._touchable(self._index.usage()).items():
+        for pack, use in self._usage.items():
             if not use.rows:
                 self.retired += self._work.write_index(self._retire, pack)
                 self._work.pause()
 
     def _retire(self, pack: PackId) -> bool:
         # ORDER: on this thread a push notes its packs, takes one up again, and learns where its layouts lie.
-        brought = self._work.sessions.brought()
-        if brought is None or pack in brought:
+        if self._work.sessions.brings(pack):
             return False
         self._index.retire_pack(pack, at_ms=self._work.clock.now_ms())
         return True

@@ -244,6 +244,7 @@ class Run:
             self._expired += self._work.write_ledger(self._ledgerside.expire_artifacts, batch)
 
     def _keep(self, keeper: PackKeeper, state: GcState) -> None:
+        keeper.look()
         try:
             keeper.rewrite()
         except StoreFull as error:
