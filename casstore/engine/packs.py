@@ -113,7 +113,7 @@ class PackService:
         """For each id whether the object can be read: live, or condemned."""
         return [location is not None for location in self.index.locate(kind, ids)]
 
-    def forget(self) -> None:
+    def forget_all(self) -> None:
         """Keep no object in memory: some may be removed.  See :meth:`casstore.engine.presence.Presence.forget`."""
         self._cache.clear()
 

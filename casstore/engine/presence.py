@@ -118,7 +118,7 @@ class Presence:
 
         What began to look things up before the second call is not remembered behind it.
         """
-        self._packs.forget()
+        self._packs.forget_all()
         with self._lock:
             self._epoch += 1
             self._complete.clear()

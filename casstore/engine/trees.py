@@ -179,7 +179,7 @@ class TreeService:
             DamagedObject: a root or layout cannot be read.
         """
         # One in quarantine is a gap too: a push brings it.
-        if self._packs.index.locate(ObjectKind.ROOT, [digest], live=True)[0] is None:
+        if not self._packs.available(ObjectKind.ROOT, [digest])[0]:
             gaps.add(digest)
             return
         root = self.root(digest)

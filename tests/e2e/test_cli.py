@@ -324,7 +324,7 @@ def test_an_operator_keeps_and_collects(run: Run, releases: tuple[str, str], tmp
         "artifact 1 api",
         "artifact 2 api",
     }
-    assert "Kept for: 2 push, 2 snapshot, 2 artifact, 2 newest" in run("gc", "--dry-run").out
+    assert "Kept for: 2 snapshot, 2 artifact, 2 newest" in run("gc", "--dry-run").out
     run("pin", "api", code=2)  # a pin says for whom and why
     pinned = run("pin", "api", "--owner", "web team", "-m", "CHG-9", "--until", "30d", "--json").json
     assert pinned["kind"] == "tree"
