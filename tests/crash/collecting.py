@@ -48,7 +48,7 @@ def make_story(directory: Path) -> Story:
         # One pack with a tree that stays and one that goes: it will be rewritten.
         world.send(push, [*kept[0].objects(), *loose[0].objects()])
         world.store.pushes.commit(push, kept[0].request("kept"), by="x")
-        world.store.pushes.commit(push, loose[0].request("loose"), by="x")
+        world.push_built(loose[0], "loose")
         loose.append(world.push("gone", size=5000))
         # Many small packs: they will be merged.
         small = [world.push(f"small{number}", size=500) for number in range(18)]
