@@ -21,6 +21,10 @@ class Clock(Protocol):
         """Milliseconds since boot, suspend included; never set, never backwards."""
         ...
 
+    def boot(self) -> str:
+        """Which boot that is: times of two boots can not be compared."""
+        ...
+
 
 class SystemClock:
     """The machine's clock (``CLOCK_REALTIME`` and ``CLOCK_BOOTTIME``)."""
@@ -31,6 +35,13 @@ class SystemClock:
     def boottime_ms(self) -> int:
         # CLOCK_BOOTTIME is Linux's; elsewhere the monotonic clock is the nearest thing.
         return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)) // 1_000_000
+
+    def boot(self) -> str:
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                return file.read().strip()
+        except OSError:
+            return ""
 
 
 class ManualClock:
@@ -49,6 +60,9 @@ class ManualClock:
 
     def boottime_ms(self) -> int:
         return self._boottime_ms
+
+    def boot(self) -> str:
+        return "manual"
 
     def advance(self, ms: int) -> None:
         """Let ``ms`` milliseconds pass on both clocks."""

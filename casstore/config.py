@@ -13,6 +13,13 @@ Example file::
     cert = "/etc/casstore/tls.crt"
     key = "/etc/casstore/tls.key"
 
+    [gc]
+    interval_s = 3600
+
+    [retention]
+    artifact_days = 30
+    history = [{ pointers = "prod/**", days = 730 }]
+
     [limits]
     reader_threads = 8
 
@@ -32,7 +39,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from casstore.errors import ConfigurationError
+from casstore.engine.gc import retention, run
+from casstore.errors import ConfigurationError, InvalidInput
+from casstore.formats.policy import validate_glob
 from casstore.limits import (
     CONNECTIONS_MAX,
     GROUP_COMMIT_MAX,
@@ -48,6 +57,8 @@ from casstore.limits import (
 DEFAULT_LISTEN: Final = "127.0.0.1:7433"
 DEFAULT_METRICS_LISTEN: Final = "127.0.0.1:7434"
 OFF: Final = "off"
+_DAYS_MAX: Final = 36_500
+_KEEP_MAX: Final = 1000
 SETTINGS_SIZE_MAX_BYTES: Final = 64 * 1024  # a page of settings; a larger file is some other file
 
 
@@ -80,6 +91,80 @@ class ScrubSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     interval_s: int = SCRUB_INTERVAL_S
     rate_bytes_s: int = SCRUB_RATE_BYTES_S
+
+
+class HistorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long the pointers that a glob covers keep what they have left."""
+
+    pointers: str
+    days: int
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept that nothing current needs; see docs/operations/collection.md."""
+
+    history: list[HistorySettings] = []
+    history_days: int = retention.HISTORY_DAYS
+    snapshot_days: int = retention.SNAPSHOT_DAYS
+    artifact_days: int = retention.ARTIFACT_DAYS
+    keep_last: int = retention.KEEP_LAST_MIN
+    keep_artifacts: int = retention.ARTIFACTS_KEPT
+
+    @property
+    def rules(self) -> retention.Retention:
+        """The same for the engine."""
+        rules = tuple(retention.HistoryRule(rule.pointers, rule.days) for rule in self.history)
+        return retention.Retention(
+            rules, self.history_days, self.snapshot_days, self.artifact_days, self.keep_last, self.keep_artifacts
+        )
+
+    def check(self) -> None:
+        """Raises: ConfigurationError."""
+        for rule in self.history:
+            try:
+                validate_glob(rule.pointers)
+            except InvalidInput as error:
+                raise ConfigurationError(f"retention.history: {error.detail}") from error
+        days = {f"history of {rule.pointers}": rule.days for rule in self.history}
+        for name in ("history_days", "snapshot_days", "artifact_days"):
+            days[name] = getattr(self, name)
+        for name, value in days.items():
+            if not 0 <= value <= _DAYS_MAX:
+                raise ConfigurationError(f"retention: {name} is {value}; it must be between 0 and {_DAYS_MAX}")
+        if not retention.KEEP_LAST_MIN <= self.keep_last <= _KEEP_MAX:
+            raise ConfigurationError(
+                f"retention.keep_last is {self.keep_last}; it must be between {retention.KEEP_LAST_MIN} and {_KEEP_MAX}, "
+                "or a rollback could find nothing to go back to"
+            )
+        if not 0 <= self.keep_artifacts <= _KEEP_MAX:
+            raise ConfigurationError(
+                f"retention.keep_artifacts is {self.keep_artifacts}; it must be between 0 and {_KEEP_MAX}"
+            )
+
+
+class GcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How often a server collects, and how patient it is; all in seconds but ``rewrite_max_bytes``.  0: not by itself."""
+
+    interval_s: int = 3600
+    grace_s: int = run.GRACE_MS // 1000
+    reader_grace_s: int = run.READER_GRACE_MS // 1000
+    rewrite_max_bytes: int = run.REWRITE_MAX_BYTES
+
+    @property
+    def times(self) -> run.GcTimes:
+        """The same for the engine."""
+        return run.GcTimes(self.grace_s * 1000, self.reader_grace_s * 1000, self.rewrite_max_bytes)
+
+    def check(self) -> None:
+        """Raises: ConfigurationError."""
+        if self.interval_s and not 60 <= self.interval_s <= 30 * 86_400:
+            raise ConfigurationError(f"gc.interval_s is {self.interval_s}; it must be 0, or between 60 and 2592000")
+        if self.reader_grace_s < 60 or self.rewrite_max_bytes < 0:
+            raise ConfigurationError("gc.reader_grace_s must be at least 60, gc.rewrite_max_bytes at least 0")
+        try:
+            self.times.check()
+        except InvalidInput as error:
+            raise ConfigurationError(f"gc.grace_s: {error.detail}") from error
 
 
 # LIMIT: what the formats or the engine fix; a setting may only go below.
@@ -141,6 +226,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             the file system, at most 1 GiB; 0 for none.
         backups: folder below which this server writes backups when it is asked to; None for any, ``off`` for none.
         clock_refresh_s: how often the published checkpoint is cosigned anew, seconds (1 to 300).
+        gc: see :class:`GcSettings`.
+        retention: see :class:`RetentionSettings`.
         limits: see :class:`LimitSettings`.
         scrub: see :class:`ScrubSettings`.
     """
@@ -154,6 +241,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     disk_reserve_bytes: int | None = None
     backups: str | None = None
     clock_refresh_s: int = 60
+    gc: GcSettings = GcSettings()
+    retention: RetentionSettings = RetentionSettings()
     limits: LimitSettings = LimitSettings()
     scrub: ScrubSettings = ScrubSettings()
 
@@ -191,6 +280,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         _ = self.metrics_address
         if self.backups not in (None, OFF) and not Path(self.backups).is_absolute():
             raise ConfigurationError(f"backups is {self.backups!r}; it is an absolute path, or {OFF}")
+        self.gc.check()
+        self.retention.check()
         if not 1 <= self.clock_refresh_s <= 300:
             raise ConfigurationError(f"clock_refresh_s is {self.clock_refresh_s}; it must be between 1 and 300")
         if self.disk_reserve_bytes is not None and self.disk_reserve_bytes < 0:

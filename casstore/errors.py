@@ -4,7 +4,7 @@
 
     CasstoreError
     ├── NotFound            PointerNotFound, SnapshotNotFound, TreeNotFound, BlobNotFound, ArtifactNotFound, PackNotFound,
-    │                       EntryNotFound, PathNotFound, TokenNotFound, StoreNotFound, RouteNotFound
+    │                       EntryNotFound, PathNotFound, TokenNotFound, PinNotFound, StoreNotFound, RouteNotFound
     ├── InvalidInput        InvalidName, InvalidDigest, MalformedDocument, HostileTree, DigestMismatch, TooLarge,
     │                       UnsupportedMediaType, MethodNotAllowed, PreconditionRequired, IdempotencyKeyReused
     ├── Conflict            PreconditionFailed, GuardFailed, Superseded, SeenMismatch, RequestInProgress, NoRollbackTarget,
@@ -106,6 +106,10 @@ class PathNotFound(NotFound):
 
 class TokenNotFound(NotFound):
     code = "token-not-found"
+
+
+class PinNotFound(NotFound):
+    code = "pin-not-found"
 
 
 class StoreNotFound(NotFound):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -23,34 +24,43 @@ from casstore.clock import Clock, SystemClock
 from casstore.engine.affected import AffectedSearch
 from casstore.engine.artifacts import ArtifactService
 from casstore.engine.blobs import BlobService
+from casstore.engine.claims import Claims
 from casstore.engine.clockguard import ClockGuard
 from casstore.engine.diff import DiffService
 from casstore.engine.findings import Findings
 from casstore.engine.fsck import fsck_content
 from casstore.engine.fsck_ledger import fsck_ledger
+from casstore.engine.gc.lists import keep_list, read_list
+from casstore.engine.gc.retention import Retention
+from casstore.engine.gc.run import GcTimes, Ledgerside, Run, undo
+from casstore.engine.gc.sweep import Round
+from casstore.engine.gc.work import Work, Writer, write_here
 from casstore.engine.holds import Holds
 from casstore.engine.log import LogHead, LogService
 from casstore.engine.nodes import read_entry
 from casstore.engine.packs import PackService
+from casstore.engine.pins import PinService
 from casstore.engine.pointers import PointerService, Submission
-from casstore.engine.presence import Presence
+from casstore.engine.presence import Gaps, Presence
 from casstore.engine.proofs import LogReader
 from casstore.engine.pushes import PushService
 from casstore.engine.quarantine import QuarantineService
 from casstore.engine.repair import RepairService
 from casstore.engine.scrub import Scrubber
 from casstore.engine.snapshots import SnapshotService
+from casstore.engine.submissions import Collected
 from casstore.engine.tokens import TokenService
 from casstore.engine.trees import TreeService
-from casstore.errors import CasstoreError, DamagedObject, InvalidInput, NotFound
+from casstore.errors import CasstoreError, DamagedObject, InvalidInput, NotFound, RequestInProgress
+from casstore.formats.entry import GcBody, GcCounts
 from casstore.formats.pack import ObjectKind
-from casstore.ids import PackId
+from casstore.ids import BlobDigest, PackId, SnapshotDigest, TreeDigest
 from casstore.signing import SignatureType, SigningKey
 from casstore.storage.local.files import Files
 from casstore.storage.local.heads import Head, SignedHeads
 from casstore.storage.local.home import Home
 from casstore.storage.roles import ChunkIndex, Copyable, Ledger, LedgerTransaction, LedgerView, PackStore
-from casstore.wire import AffectedReport, FsckReport, Submitted
+from casstore.wire import AffectedReport, FsckReport, GcReport, Submitted
 
 LOG_KEY: Final = "log"
 """Name of the log key's file."""
@@ -80,8 +90,9 @@ class _LocalHeads:
 class _GatedLedger:
     """The ledger behind the log's own word on whether anything may be written; implements ``Ledger``."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, claims: Claims) -> None:
         self._ledger = ledger
+        self._claims = claims
         self.gate: Callable[[], None] = lambda: None
 
     def read(self) -> AbstractContextManager[LedgerView]:
@@ -90,7 +101,8 @@ class _GatedLedger:
     @contextmanager
     def write(self) -> Iterator[LedgerTransaction]:
         self.gate()
-        with self._ledger.write() as tx:
+        # ORDER: a scope around the whole transaction: what it relies on stays claimed until it is committed.
+        with self._claims.scope(), self._ledger.write() as tx:
             yield tx
 
     def close(self) -> None:
@@ -102,6 +114,15 @@ class Keys(NamedTuple):
 
     log: SigningKey
     clock: SigningKey
+
+
+class Hands(NamedTuple):
+    """Who does the work of a collection: by default the thread that asks for it, without a pause."""
+
+    write_index: Writer = write_here
+    write_ledger: Writer = write_here
+    pause: Callable[[], None] = lambda: None
+    deleted: Callable[[PackId], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +148,7 @@ class Store:
         pointers: :meth:`~casstore.engine.pointers.PointerService.submit`, rollback targets, and ``pointers.read``.
         tokens: who is asking.
         room: how much space is free, and whether packs are taken.
+        pins: what is kept because somebody said so.
         holds: keep deletions off; collection asks it before each.
         home: the directory as such.
         path: of the directory.
@@ -141,11 +163,13 @@ class Store:
         self.room = home.room
         self._parts = parts
         self._closing = ExitStack()
-        ledger = _GatedLedger(parts.ledger)
+        self._randomness = randomness
+        self._one_run = threading.Lock()
         self._guard = ClockGuard(clock)
         self.holds = Holds(clock)
         self.packs = PackService(parts.packs, parts.index, new_pack_id=lambda: PackId(randomness(PackId.SIZE)))
         self.presence = Presence(self.packs)
+        self._ledger = ledger = _GatedLedger(parts.ledger, self.presence.claims)
         self.quarantine = QuarantineService(self.packs, self.presence, clock)
         self.scrubber = Scrubber(self.packs, self.quarantine, clock)
         self.trees = TreeService(self.packs, self.presence)
@@ -155,6 +179,7 @@ class Store:
         self.artifacts = ArtifactService(ledger, clock)
         self.repairs = RepairService(self.packs, self.quarantine, self.artifacts, ledger)
         self.pushes = PushService(self.packs, self.presence, self.artifacts, clock)
+        self.pins = PinService(ledger, clock, self.presence.claims, self._demand_whole, randomness)
         self.tokens = TokenService(ledger, clock, randomness)
         self.log = LogService(ledger, parts.heads, keys.log, keys.clock, self._guard)
         self.log_reader = LogReader(ledger, self.log)
@@ -294,6 +319,110 @@ class Store:
         # ORDER: the pack before the index, the index before the entry.
         self.snapshots.put([document])
         return self.submit(submission)
+
+    # --- collecting ----------------------------------------------------------------------------------------------------
+
+    def collect(
+        self,
+        retention: Retention = Retention(),  # noqa: B008  (immutable)
+        times: GcTimes = GcTimes(),  # noqa: B008  (immutable)
+        *,
+        dry_run: bool = False,
+        hands: Hands | None = None,
+    ) -> GcReport:
+        """Collect what nothing needs, once: see :mod:`casstore.engine.gc`.
+
+        Args:
+            retention: what is kept that nothing current needs.
+            times: how patient to be.
+            dry_run: change nothing; say what would be done, and why.
+            hands: who writes, and how fast; by default this thread, at full speed.
+
+        Raises:
+            RequestInProgress: a run is under way.
+            InvalidInput: times that are not safe.
+            CasstoreError: storage failed; what was done stands.
+
+        Threads: with ``hands`` any, without them the one that writes.
+        """
+        ledgerside = Ledgerside(self._why_not_collect, self._record_collected, self.pins.expire, self.artifacts.expire)
+        with self._collecting():
+            return Run(self._gc_work(hands), ledgerside, retention, times, dry_run=dry_run).execute()
+
+    def undo_collect(self, *, hands: Hands | None = None) -> int:
+        """Make live again all that is condemned; returns how many objects.
+
+        Raises:
+            RequestInProgress: a run is under way.
+
+        Threads: as :meth:`collect`.
+        """
+        with self._collecting():
+            return undo(self._gc_work(hands))
+
+    @contextmanager
+    def _collecting(self) -> Iterator[None]:
+        # LIMIT: two runs would undo each other's marks.
+        if not self._one_run.acquire(blocking=False):
+            raise RequestInProgress("a collection is running already: wait for it")
+        try:
+            yield
+        finally:
+            self._one_run.release()
+
+    def _gc_work(self, hands: Hands | None) -> Work:
+        hands = hands or Hands()
+        return Work(
+            self.packs,
+            self.presence,
+            self._parts.ledger,
+            self.pushes.sessions,
+            self.holds,
+            self.clock,
+            self._randomness,
+            hands.write_index,
+            hands.write_ledger,
+            hands.pause,
+            hands.deleted,
+        )
+
+    def _why_not_collect(self) -> str | None:
+        return self.read_only or self.clock_trouble
+
+    def _record_collected(self, round_: Round) -> int:
+        """Put on record what is about to be dropped.
+
+        # ORDER: the list before the entry that names it, the entry before anything is dropped.
+
+        Threads: ledger writer.
+        """
+        digest = keep_list(self._ledger, round_.heads, self.clock.now_ms())
+        counts = GcCounts(bytes=round_.size_bytes, objects=sum(round_.counts.values()))
+        return self.submit(Collected(GcBody(counts, digest, "nothing needs it"))).entry
+
+    def dropped(self, digest: BlobDigest) -> list[str]:
+        """What a collection dropped by name: the list that an entry of the log names.
+
+        Raises:
+            NotFound: it is not kept any more.
+            DamagedObject: it cannot be read.
+
+        Threads: any.
+        """
+        return read_list(self._ledger, digest)
+
+    def _demand_whole(self, kind: str, digest: BlobDigest) -> None:
+        """Refuse to pin what is not all there."""
+        if kind == "snapshot":
+            self.snapshots.require_complete(SnapshotDigest(digest))
+            return
+        gaps = Gaps()
+        if kind == "tree":
+            self.trees.gaps(TreeDigest(digest), gaps)
+        else:
+            self.presence.blobs([digest], gaps, live=False)
+        if gaps.count:
+            raise gaps.error(f"{kind} {digest}")
 
     # --- checking ------------------------------------------------------------------------------------------------------
 

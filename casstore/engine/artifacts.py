@@ -222,6 +222,29 @@ class ArtifactService:
                 return ArtifactList(artifacts=found)
         return ArtifactList(artifacts=found, next=None if before is None else _format_cursor(before))
 
+    def expire(self, keys: Sequence[bytes]) -> int:
+        """Forget artifacts whose content is about to be dropped.
+
+        Args:
+            keys: of their rows.
+
+        Durability: gone for good when this returns.
+        Threads: ledger writer.
+        """
+        count = 0
+        with self._ledger.write() as transaction:
+            for key in keys:
+                value = transaction.get(Table.ARTIFACTS, key)
+                if value is None:
+                    continue
+                row = decode_row(value)
+                transaction.delete(Table.ARTIFACTS, key)
+                transaction.delete(Table.ARTIFACT_NAMES, _push_prefix(PushId.parse(row.push)) + key)
+                if row.name is not None:
+                    transaction.delete(Table.ARTIFACT_NAMES, _name_prefix(ArtifactName.parse(row.name)) + key)
+                count += 1
+        return count
+
     def rows(self, *, after: int = 0, limit: int) -> Sequence[tuple[int, bytes]]:
         """Number and stored record of artifacts, ascending, behind number ``after``; undecoded, for fsck."""
         with self._ledger.read() as view:

@@ -132,7 +132,7 @@ class BlobService:
 
     def _layout(self, digest: BlobDigest) -> bytes:
         # A page's digest names a layout too: it is no blob.
-        if self._packs.index.has(ObjectKind.PAGE, [digest])[0]:
+        if self._packs.available(ObjectKind.PAGE, [digest])[0]:
             raise BlobNotFound(f"the store has no blob {digest}")
         try:
             layout = self._packs.read_object(ObjectKind.LAYOUT, digest)

@@ -182,6 +182,8 @@ class CommitProof:
         key = page_proof_key(digest, data)
         if self._packs.index.memo_has([key])[0]:
             if digest in self._brought and not self._has(ObjectKind.LAYOUT, [digest])[0]:
+                # Noted again, for a collection may be about to forget it together with an earlier layout.
+                self.keys.append(key)
                 self.proven.append((digest, self._brought[digest]))
             return
         # Once something is missing, hashing the rest is wasted; what else is missing is still gathered.

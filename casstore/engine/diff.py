@@ -123,7 +123,7 @@ class DiffService:
     def _kind(self, digest: str) -> ObjectKind:
         id = BlobDigest.parse(digest)
         for kind in (ObjectKind.ROOT, ObjectKind.DOCUMENT):
-            if self._packs.index.has(kind, [id])[0]:
+            if self._packs.available(kind, [id])[0]:
                 return kind
         raise NotFound(f"{digest} is neither a tree nor a snapshot of this store")
 

@@ -19,6 +19,7 @@ from typing import Final
 from casstore.engine.artifacts import ArtifactService, decode_row
 from casstore.engine.findings import Findings
 from casstore.engine.fsck_packs import check_locations, check_packs, check_quarantine
+from casstore.engine.gc.lists import newest_collection
 from casstore.engine.packs import PackService, format_object
 from casstore.engine.proving import (
     check_chunk_lengths,
@@ -28,13 +29,15 @@ from casstore.engine.proving import (
     run_units,
     tree_proof_key,
 )
+from casstore.engine.records import PointerRecord, SnapshotRecord, decode_record
 from casstore.errors import CasstoreError
 from casstore.formats.layout import decode_layout, verify_layout_fits
 from casstore.formats.pack import ObjectKind
 from casstore.formats.snapshot import decode_snapshot
 from casstore.formats.tree import EntryType, TreeEntry, TreeVerifier, decode_page, decode_root
 from casstore.ids import BlobDigest, SnapshotDigest, TreeDigest
-from casstore.storage.roles import Ledger, Location, Table
+from casstore.limits import POINTERS_MAX
+from casstore.storage.roles import Ledger, LedgerView, Location, Table
 
 _BATCH: Final = 256
 _PUSH_AGAIN: Final = "push it again, or `casstore repair --from` a copy"
@@ -84,6 +87,7 @@ class _Judge:
         self._full = full
         self._pool = pool
         self._width = width
+        self._named: frozenset[bytes] | None = None
 
     # --- layouts: what pages and blobs consist of --------------------------------------------------------------------
 
@@ -98,6 +102,8 @@ class _Judge:
                 try:
                     self._check_layout(id, location, page)
                 except CasstoreError as error:
+                    if not self._is_live(ObjectKind.LAYOUT, id):
+                        continue
                     self._findings.damage(error, object=f"{kind} blake3:{id.hex()}", where=f"layout blake3:{id.hex()}")
 
     def _check_layout(self, id: bytes, location: Location, page: Location | None) -> None:
@@ -112,7 +118,7 @@ class _Judge:
             size = sum(extent.length for extent in layout.files[0]) if layout.files else 0
             entries = [TreeEntry(b"", EntryType.FILE, 0, size, BlobDigest(id))]
         verify_layout_fits(layout, entries)
-        if not self._index.memo_has([page_proof_key(id, data)])[0]:
+        if not self._index.memo_has([page_proof_key(id, data)])[0] and self._is_live(ObjectKind.LAYOUT, id):
             self._findings.error(
                 "unproven-layout",
                 name,
@@ -124,7 +130,7 @@ class _Judge:
         ids = [chunk for chunk, _ in layout.chunks]
         found = self._index.locate(ObjectKind.CHUNK, ids)
         missing = [chunk for chunk, at in zip(ids, found, strict=True) if at is None]
-        for chunk in missing:
+        for chunk in missing if self._is_live(ObjectKind.LAYOUT, id) else ():
             self._findings.error(
                 "missing-chunk",
                 format_object(ObjectKind.CHUNK, chunk),
@@ -160,13 +166,15 @@ class _Judge:
         try:
             root = self._read(ObjectKind.ROOT, tree, location)
         except CasstoreError as error:
+            if not self._packs.available(ObjectKind.ROOT, [tree])[0]:
+                return  # dropped since its row was read
             self._findings.damage(error, object=name)
             return
         try:
             pages = [ref.digest for ref in decode_root(root)]
             for kind in (ObjectKind.PAGE, ObjectKind.LAYOUT):
-                for page, there in zip(pages, self._index.has(kind, pages), strict=True):
-                    if not there:
+                for page, there in zip(pages, self._packs.available(kind, pages), strict=True):
+                    if not there and self._is_live(ObjectKind.ROOT, tree):
                         report(
                             "missing-page" if committed else "unfinished-push",
                             format_object(kind, page),
@@ -216,14 +224,15 @@ class _Judge:
         while rows := self._index.objects(ObjectKind.DOCUMENT, after=after, limit=_BATCH):
             after = rows[-1][0]
             with ledger.read() as view:
-                published = [view.get(Table.SNAPSHOTS, id) is not None for id, _ in rows]
+                published = [self._is_needed(view, id) for id, _ in rows]
             for (id, location), known in zip(rows, published, strict=True):
                 name = f"snapshot {SnapshotDigest(id)}"
                 self._findings.count("snapshots")
                 try:
                     snapshot = decode_snapshot(self._read(ObjectKind.DOCUMENT, id, location))
                 except CasstoreError as error:
-                    self._findings.damage(error, object=name)
+                    if self._is_live(ObjectKind.DOCUMENT, id):
+                        self._findings.damage(error, object=name)
                     continue
                 if known:
                     for component in snapshot.components:
@@ -238,8 +247,10 @@ class _Judge:
             if not rows:
                 return
             after = rows[-1][0]
-            digests = [key for key, _ in rows]
-            for digest, there in zip(digests, self._index.has(ObjectKind.DOCUMENT, digests), strict=True):
+            with ledger.read() as view:
+                digests = [key for key, _ in rows if self._is_needed(view, key)]
+            self._findings.count("collected snapshots", len(rows) - len(digests))
+            for digest, there in zip(digests, self._packs.available(ObjectKind.DOCUMENT, digests), strict=True):
                 if not there:
                     self._findings.error(
                         "missing-document",
@@ -259,8 +270,10 @@ class _Judge:
                 if not self._index.memo_has([tree_proof_key(tree)])[0]:
                     self._check_root(tree, location, committed=True)
                 return
-        elif self._index.has(ObjectKind.LAYOUT, [digest])[0] and not self._index.has(ObjectKind.PAGE, [digest])[0]:
-            return
+        else:
+            layout, page = (self._packs.available(of, [digest])[0] for of in (ObjectKind.LAYOUT, ObjectKind.PAGE))
+            if layout and not page:
+                return
         self._findings.error(
             f"missing-{kind}",
             f"{kind} {digest}",
@@ -272,6 +285,28 @@ class _Judge:
 
     def _absence(self, kind: ObjectKind, id: bytes) -> str:
         return "none" if self._packs.find_quarantined(kind, id) is None else "none: it is in quarantine"
+
+    def _is_live(self, kind: ObjectKind, id: bytes) -> bool:
+        """Whether it is live still: what a collection took away meanwhile is nobody's fault."""
+        return self._index.has(kind, [id])[0]
+
+    def _is_needed(self, view: LedgerView, digest: bytes) -> bool:
+        """Whether a snapshot must be there: it is published, and a pointer names it, or no collection came after it."""
+        row = view.get(Table.SNAPSHOTS, digest)
+        if row is None:
+            return False
+        collected = newest_collection(view)
+        if collected is None or digest in self._current(view):
+            return True
+        return decode_record(row, SnapshotRecord, f"snapshot {digest.hex()}").entry > collected
+
+    def _current(self, view: LedgerView) -> frozenset[bytes]:
+        """What pointers name now."""
+        if self._named is None:
+            rows = view.scan(Table.POINTERS, limit=POINTERS_MAX + 1)
+            records = [decode_record(row, PointerRecord, f"pointer {key.decode()}") for key, row in rows]
+            self._named = frozenset(SnapshotDigest.parse(r.snapshot) for r in records if r.snapshot is not None)
+        return self._named
 
     def _read(self, kind: ObjectKind, id: bytes, location: Location) -> bytes:
         """Past the cache."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from casstore.engine.findings import Findings
+from casstore.engine.gc.state import read_state
 from casstore.engine.packs import READ_RUN_BYTES, PackService, format_object, format_where, open_at
 from casstore.engine.quarantine import quarantined_rows
 from casstore.errors import DamagedObject, MalformedDocument, PackNotFound
@@ -34,10 +35,14 @@ def check_packs(packs: PackService, findings: Findings, *, full: bool) -> None:
         findings: takes what is found.
         full: read and hash every frame.
     """
+    # Once something was dropped, frames that the index does not know are what is left of it.
+    swept = read_state(packs.index).swept
     for pack, stored, record in _walk(packs):
         # A server may be at work: what is seen on one side only is asked for once more on the other.
         if record is None:
             record = packs.index.pack(pack)
+        if record is None and (packs.is_retired(pack) or not _is_stored(packs, pack)):
+            continue  # it waits for its deletion, or was deleted since
         if record is None:
             findings.notice(
                 "orphan-pack",
@@ -49,6 +54,8 @@ def check_packs(packs: PackService, findings: Findings, *, full: bool) -> None:
             )
             continue
         if not stored and not _is_stored(packs, pack):
+            if packs.index.pack(pack) is None:
+                continue  # it was retired and deleted since
             findings.error(
                 "missing-pack",
                 f"pack {pack}",
@@ -59,7 +66,11 @@ def check_packs(packs: PackService, findings: Findings, *, full: bool) -> None:
             )
             continue
         findings.count("packs")
-        _check_pack(packs, record, findings, full=full)
+        try:
+            _check_pack(packs, record, findings, full=full, swept=swept)
+        except PackNotFound:
+            if packs.index.pack(pack) is not None:
+                raise
 
 
 def check_locations(packs: PackService, findings: Findings) -> None:
@@ -73,6 +84,14 @@ def check_locations(packs: PackService, findings: Findings) -> None:
             for id, location in rows:
                 if location.pack not in missing and not _check_head(packs, kind, id, location, findings):
                     missing.add(location.pack)
+    behind: tuple[ObjectKind, bytes] | None = None
+    while condemned := packs.index.condemned(after=behind, limit=_BATCH):
+        behind = condemned[-1].kind, condemned[-1].id
+        findings.count("condemned objects", len(condemned))
+        for row in condemned:
+            at = row.location
+            if at.pack not in missing and not _check_head(packs, row.kind, row.id, at, findings):
+                missing.add(at.pack)
 
 
 def _check_head(packs: PackService, kind: ObjectKind, id: bytes, location: Location, findings: Findings) -> bool:
@@ -84,7 +103,8 @@ def _check_head(packs: PackService, kind: ObjectKind, id: bytes, location: Locat
             return True
         found = f"the header of {format_object(head.kind, head.id)}"
     except PackNotFound:
-        return False
+        # It may have been moved, or dropped, since its row was read.
+        return packs.index.locate(kind, [id]) != [location]
     except (DamagedObject, MalformedDocument) as error:
         found = error.detail
     findings.error(
@@ -137,7 +157,7 @@ def _is_stored(packs: PackService, pack: PackId) -> bool:
     return True
 
 
-def _check_pack(packs: PackService, record: PackRecord, findings: Findings, *, full: bool) -> None:
+def _check_pack(packs: PackService, record: PackRecord, findings: Findings, *, full: bool, swept: bool) -> None:
     pack = record.pack
     name = f"pack {pack}"
     size = packs.store.size(pack)
@@ -160,13 +180,14 @@ def _check_pack(packs: PackService, record: PackRecord, findings: Findings, *, f
         return
     if len(rows) != record.frames:
         findings.error("pack-frames", name, where=name, expected=f"{record.frames} frames", found=f"{len(rows)} frames")
-    _check_rows(packs, pack, rows, findings)
+    _check_rows(packs, pack, rows, findings, swept=swept)
     if full:
         _hash_frames(packs, pack, rows, findings)
 
 
-def _check_rows(packs: PackService, pack: PackId, rows: Sequence[PackRow], findings: Findings) -> None:
-    """Every frame of a footer is in the index: here, or in an earlier pack.  Layouts only once they are proven."""
+def _check_rows(packs: PackService, pack: PackId, rows: Sequence[PackRow], findings: Findings, *, swept: bool) -> None:
+    """Every frame of a footer is in the index: here, or in another pack.  Layouts only once they are proven; where something was
+    collected, others need not be."""
     places: dict[tuple[ObjectKind, bytes], set[Location]] = {}
     for row in rows:
         place = Location(pack, row.offset, row.stored_length, row.plain_length)
@@ -176,7 +197,7 @@ def _check_rows(packs: PackService, pack: PackId, rows: Sequence[PackRow], findi
         for id, location in zip(ids, packs.index.locate(kind, ids), strict=True):
             here = places[kind, id]
             if location is None:
-                if kind is not ObjectKind.LAYOUT and packs.find_quarantined(kind, id) is None:
+                if kind is not ObjectKind.LAYOUT and not swept and packs.find_quarantined(kind, id) is None:
                     _report_row(kind, id, here, "not in the index", findings)
             elif location.pack == pack and location not in here:
                 _report_row(kind, id, here, f"in the index at offset {location.offset}", findings)

@@ -155,7 +155,6 @@ class PackIngest:
         self._ended: Callable[[], None] | None = ended
         self._summary: PackSummary | None = None
         self._dropped = 0
-        self._adopted = False
         self._reader = PackReader(pack, packs.rooms)
         self._writer = self._create()
         self.duplicate = self._writer is None and packs.index.pack(pack) is not None
@@ -222,7 +221,6 @@ class PackIngest:
                     # Another connection brought the same pack and was first.
                     self.duplicate = self._packs.index.pack(self._pack) is not None
             if self._summary is None:
-                self._adopted = True
                 self._summary = self._adopt()
             sealed = True
         finally:
@@ -253,10 +251,11 @@ class PackIngest:
             else:
                 believed.append(FrameRow(kind, id, offset, stored_length, plain_length))
         try:
+            if self.duplicate and self._packs.index.pack(self._pack) is None:
+                self.duplicate = False  # collection has retired it since
             if not self.duplicate:
-                if self._adopted:
-                    # ORDER: packs are deleted on this thread, so what lies here now is not deleted before it is recorded.
-                    self._packs.store.size(self._pack)
+                # ORDER: packs are deleted on this thread, so what lies here now is not deleted before it is recorded.
+                self._packs.store.size(self._pack)
                 self._packs.index.add_pack(PackRecord(self._pack, summary.size, len(summary.rows)), believed)
             self._learned(layouts)
         finally:

@@ -55,9 +55,6 @@ READ_RUN_BYTES: Final = 4 * MIB
 CACHE_BYTES: Final = 32 * MIB
 CACHE_OBJECT_BYTES: Final = 4 * MIB
 
-# LIMIT: packs that wait for their deletion, and are looked through for each.
-RETIRED_MAX: Final = 10_000
-
 _NOT_FOUND: Final[dict[ObjectKind, type[NotFound]]] = {
     ObjectKind.CHUNK: NotFound,
     ObjectKind.PAGE: TreeNotFound,
@@ -112,6 +109,14 @@ class PackService:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
+    def available(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
+        """For each id whether the object can be read: live, or condemned."""
+        return [location is not None for location in self.index.locate(kind, ids)]
+
+    def forget_all(self) -> None:
+        """Keep no object in memory: some may be removed.  See :meth:`casstore.engine.presence.Presence.forget`."""
+        self._cache.clear()
+
     def read_object(self, kind: ObjectKind, id: bytes) -> bytes:
         """The verified plain bytes of one object.
 
@@ -129,6 +134,7 @@ class PackService:
             NotFound: as :meth:`read_object`.
             DamagedObject: as :meth:`read_object`.
         """
+        epoch = self._cache.epoch
         found = [self._cache.get(kind, id) for id in ids]
         absent = [id for id, plain in zip(ids, found, strict=True) if plain is None]
         if not absent:
@@ -141,7 +147,7 @@ class PackService:
             wanted.append((id, location))
         loaded: dict[bytes, bytes] = {}
         for (id, _), plain in zip(wanted, self.read_located(kind, wanted), strict=True):
-            self._cache.put(kind, id, plain)
+            self._cache.put(kind, id, plain, epoch)
             loaded[id] = plain
         return [loaded[id] if plain is None else plain for id, plain in zip(ids, found, strict=True)]
 
@@ -174,16 +180,13 @@ class PackService:
             Overloaded: it is a large layout, and others are being taken apart.
         """
         for run in _runs(wanted):
-            first, last = run[0][1], run[-1][1]
             try:
-                data = memoryview(self._read(kind, run[0][0], first, last.offset + last.stored_length - first.offset))
-            except DamagedObject:
+                for id, location, frame in self._frames(kind, run):
+                    yield self._open(kind, id, location, frame)
+            except _UnreadableRun as error:
                 for id, _ in run:  # the disk does not say which of them it cannot read
                     self.on_damage(kind, id)
-                raise
-            for id, location in run:
-                at = location.offset - first.offset
-                yield self._open(kind, id, location, data[at : at + location.stored_length])
+                raise error.damage from error.damage.__cause__
 
     def _open(self, kind: ObjectKind, id: bytes, location: Location, frame: memoryview) -> bytes:
         try:
@@ -195,6 +198,26 @@ class PackService:
         except DamagedObject:
             self.on_damage(kind, id)
             raise
+
+    def _frames(
+        self, kind: ObjectKind, run: list[tuple[bytes, Location]]
+    ) -> Iterator[tuple[bytes, Location, memoryview]]:
+        """The frames of neighbours, with the places where they were found."""
+        first, last = run[0][1], run[-1][1]
+        try:
+            data = memoryview(self._read(kind, run[0][0], first, last.offset + last.stored_length - first.offset))
+        except DamagedObject as error:
+            places = self.index.locate(kind, [id for id, _ in run])
+            moved = [new for (_, old), new in zip(run, places, strict=True) if new is not None and new.pack != old.pack]
+            if not isinstance(error.__cause__, PackNotFound) or len(moved) != len(run):
+                raise _UnreadableRun(error) from error
+            # The pack was rewritten, and deleted, since the places were looked up: they lie elsewhere now.
+            for (id, _), new in zip(run, moved, strict=True):
+                yield id, new, memoryview(self._read(kind, id, new, new.stored_length))
+            return
+        for id, location in run:
+            at = location.offset - first.offset
+            yield id, location, data[at : at + location.stored_length]
 
     def _read(self, kind: ObjectKind, id: bytes, location: Location, length: int) -> bytes:
         try:
@@ -325,6 +348,12 @@ class PackService:
 
     # --- deleting ----------------------------------------------------------------------------------------------------
 
+    def is_retired(self, pack: PackId) -> bool:
+        """Whether a pack waits for its deletion."""
+        before = int.from_bytes(pack, "big") - 1
+        after = None if before < 0 else PackId(before.to_bytes(PackId.SIZE, "big"))
+        return any(record.pack == pack for record, _ in self.index.retired(after=after, limit=1))
+
     def delete_retired(self, pack: PackId) -> bool:
         """Delete a pack that is retired, and forget it.
 
@@ -337,12 +366,20 @@ class PackService:
         Raises:
             StoreFull, OutcomeUnknown: as the index says.
         """
-        if not any(record.pack == pack for record, _ in self.index.retired(limit=RETIRED_MAX)):
+        if not self.is_retired(pack):
             return False
         # ORDER: the file, then its row.  CRASH: in between the row names a file that is gone; deleting it again is harmless.
         self.store.delete(pack)
         self.index.forget_pack(pack)
         return True
+
+
+class _UnreadableRun(Exception):
+    """Neighbours could not be read together."""
+
+    def __init__(self, damage: DamagedObject) -> None:
+        super().__init__(damage.detail)
+        self.damage = damage
 
 
 def open_at(kind: ObjectKind, id: bytes, location: Location, data: bytes | memoryview) -> bytes:
@@ -397,7 +434,16 @@ class _ObjectCache:
     def __init__(self, size: int) -> None:
         self._room = size
         self._lock = threading.Lock()
+        self._size = size
+        self.epoch = 0
+        """Changes when everything is forgotten."""
         self._objects: OrderedDict[tuple[ObjectKind, bytes], bytes] = OrderedDict()
+
+    def clear(self) -> None:
+        with self._lock:
+            self.epoch += 1
+            self._objects.clear()
+            self._room = self._size
 
     def get(self, kind: ObjectKind, id: bytes) -> bytes | None:
         key = (kind, id)
@@ -407,12 +453,13 @@ class _ObjectCache:
                 self._objects.move_to_end(key)
             return plain
 
-    def put(self, kind: ObjectKind, id: bytes, plain: bytes) -> None:
+    def put(self, kind: ObjectKind, id: bytes, plain: bytes, epoch: int) -> None:
+        """Keep an object that was looked up in ``epoch``: what was found before a deletion is not kept after it."""
         if kind is ObjectKind.CHUNK or len(plain) > CACHE_OBJECT_BYTES:
             return
         key = (kind, bytes(id))
         with self._lock:
-            if key in self._objects:
+            if key in self._objects or epoch != self.epoch:
                 return
             self._objects[key] = plain
             self._room -= len(plain)

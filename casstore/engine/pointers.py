@@ -22,14 +22,16 @@ from typing import NamedTuple
 import msgspec
 
 from casstore.engine.clockguard import ClockGuard
+from casstore.engine.gc.lists import NEWEST
 from casstore.engine.log import LogService
 from casstore.engine.lookup import LedgerLookup, SnapshotContent, completeness_of
-from casstore.engine.nodes import append_entry, decode_index, node_reader, read_entry, read_size
+from casstore.engine.nodes import append_entry, decode_index, encode_index, node_reader, read_entry, read_size
 from casstore.engine.proofs import Prover
 from casstore.engine.reading import PointerReader, read_policy, read_snapshot
 from casstore.engine.records import PointerRecord, decode_record, derive, read_pointer
 from casstore.engine.submissions import (
     Caller,
+    Collected,
     Expect,
     Moment,
     Remembered,
@@ -62,7 +64,7 @@ from casstore.errors import (
 )
 from casstore.formats.acts import AnyArgs, FlipArgs, HoldArgs, MarkArgs, ReleaseArgs, SnapshotArgs
 from casstore.formats.canonical import decode_b64
-from casstore.formats.entry import Entry, decode_entry
+from casstore.formats.entry import Entry, GcBody, decode_entry
 from casstore.formats.intent import intent_id, normalise_envelope
 from casstore.formats.snapshot import decode_snapshot
 from casstore.formats.state import Leaf
@@ -260,7 +262,7 @@ class PointerService:
         except CasstoreError as error:
             return error
         names = _pointers(planned.args)
-        seen = planned.intent.seen_size
+        seen = None if planned.intent is None else planned.intent.seen_size
         if planned.no_op:
             return _Outcome(
                 planned.type, names, _made_so(work.tx, planned.args), no_op=True, skipped=skipped, seen=seen
@@ -275,6 +277,8 @@ class PointerService:
             payload = decode_b64(normalise_envelope(submission.envelope).payload)
             row = tx.get(Table.INTENTS, intent_id(payload))
             return None if row is None else self._recall(tx, decode_index(row))
+        if isinstance(submission, Collected):
+            return None
         key = idempotency_row(submission.caller)
         row = None if key is None else tx.get(Table.INTENTS, key)
         if row is None:
@@ -296,6 +300,8 @@ class PointerService:
         if isinstance(submission, SignedSubmission):
             act = SignedAct(submission.envelope)
             planned = self._machine.plan(act, idx=work.frontier.size, ts=ts, lookup=work.lookup)
+        elif isinstance(submission, Collected):
+            planned = self._machine.plan_gc(submission.body, idx=work.frontier.size, ts=ts)
         else:
             target, skipped = self._target(work, submission, ts)
             assert self._machine.policy is not None, "a log begins with a policy"
@@ -358,7 +364,9 @@ class PointerService:
             work.tx.put(Table.STATE, leaf.key.encode(), leaf.encode())
         work.records.update(derive(work.tx, planned))
         work.leaves.append(planned.leaves)
-        if not isinstance(submission, SignedSubmission):
+        if isinstance(submission, Collected):
+            work.tx.put(Table.META, NEWEST, encode_index(planned.idx))
+        if isinstance(submission, UnsignedFlip | UnsignedRollback):
             key = idempotency_row(submission.caller)
             if key is not None:
                 remembered = Remembered(planned.idx, fingerprint(submission))
@@ -482,7 +490,7 @@ class PointerService:
         )
 
 
-def _made_so(tx: LedgerTransaction, args: AnyArgs) -> int:
+def _made_so(tx: LedgerTransaction, args: AnyArgs | GcBody) -> int:
     """The entry because of which an act has nothing to do."""
     if isinstance(args, SnapshotArgs):
         return read_snapshot(tx, args.digest).entry
@@ -490,7 +498,7 @@ def _made_so(tx: LedgerTransaction, args: AnyArgs) -> int:
     return max(record.flip if isinstance(args, FlipArgs) else record.entry for record in records)
 
 
-def _pointers(args: AnyArgs) -> tuple[PointerName, ...]:
+def _pointers(args: AnyArgs | GcBody) -> tuple[PointerName, ...]:
     if isinstance(args, FlipArgs):
         return tuple(member.pointer for member in args.members)
     if isinstance(args, MarkArgs | HoldArgs | ReleaseArgs):

@@ -4,8 +4,12 @@ Owns the rule *a page is present only if the page, a proven layout of it, and ev
 which is what a push is told and what a snapshot is held against.  Only proven layouts are in the index
 (:mod:`casstore.engine.pushes` sees to it), so presence is a matter of look-ups; nothing is hashed here.
 
-A page found complete stays so until something is deleted, so answers of *present* are remembered;
-whatever deletes from the index calls :meth:`Presence.forget` first.
+Two questions are told apart.  A *push* asks what is live: what is condemned is missing for it, so that what is about to be deleted
+is never promised to anyone.  The *ledger's side* asks what is available, condemned or not: a rollback at 2 AM does not fail because
+the content was condemned the moment before; what it relies on is claimed (:mod:`casstore.engine.claims`), and so stays.
+
+A page found complete stays so until something is condemned or deleted, so answers of *present* are remembered;
+whatever takes something away calls :meth:`Presence.forget` before and after.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from casstore.engine.claims import Claims
 from casstore.engine.packs import PackService
 from casstore.errors import SnapshotIncomplete
 from casstore.formats.layout import decode_layout
@@ -72,28 +77,36 @@ class Presence:
         self._lock = threading.Lock()
         self._complete: OrderedDict[bytes, None] = OrderedDict()
         self._epoch = 0
+        self.claims = Claims()
+        """What the ledger's side relies on."""
 
     def chunks(self, ids: Sequence[bytes]) -> list[bool]:
-        """For each chunk id whether it is present."""
+        """For each chunk id whether it is live."""
         return self._packs.index.has(ObjectKind.CHUNK, ids)
 
-    def pages(self, digests: Sequence[bytes], gaps: Gaps | None = None) -> list[bool]:
+    def pages(self, digests: Sequence[bytes], gaps: Gaps | None = None, *, live: bool = True) -> list[bool]:
         """For each page digest whether the page, its layout and all chunks are present; what is not goes to ``gaps``.
 
+        Args:
+            live: condemned objects count as missing.
+
         Raises:
             DamagedObject: a layout that the index knows cannot be read.
             Overloaded: other large layouts are being taken apart.
         """
-        return self._look(digests, gaps, paged=True)
+        return self._look(digests, gaps, paged=True, live=live)
 
-    def blobs(self, digests: Sequence[bytes], gaps: Gaps | None = None) -> list[bool]:
+    def blobs(self, digests: Sequence[bytes], gaps: Gaps | None = None, *, live: bool = True) -> list[bool]:
         """For each blob digest whether its layout and all chunks are present; what is not goes to ``gaps``.
 
+        Args:
+            live: condemned objects count as missing.
+
         Raises:
             DamagedObject: a layout that the index knows cannot be read.
             Overloaded: other large layouts are being taken apart.
         """
-        return self._look(digests, gaps, paged=False)
+        return self._look(digests, gaps, paged=False, live=live)
 
     @property
     def epoch(self) -> int:
@@ -101,19 +114,23 @@ class Presence:
         return self._epoch
 
     def forget(self) -> None:
-        """Remember nothing.  ORDER: called before anything is deleted from the index, and once more after."""
+        """Remember nothing.  ORDER: called before anything is condemned or deleted, and once more after.
+
+        What began to look things up before the second call is not remembered behind it.
+        """
+        self._packs.forget_all()
         with self._lock:
             self._epoch += 1
             self._complete.clear()
 
-    def _look(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool) -> list[bool]:
+    def _look(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool, live: bool) -> list[bool]:
         # A page's digest and a blob's both name a layout: what is remembered of the one says nothing of the other.
-        mark = b"p" if paged else b"b"
+        mark = (b"p" if paged else b"b") + (b"l" if live else b"a")
         with self._lock:
             epoch = self._epoch
             known = [mark + digest in self._complete for digest in digests]
         asked = [digest for digest, complete in zip(digests, known, strict=True) if not complete]
-        answers = self._batches(asked, gaps, paged=paged)
+        answers = self._batches(asked, gaps, paged=paged, live=live)
         result = [complete or next(answers) for complete in known]
         with self._lock:
             # A page looked up before a deletion must not be remembered after it.
@@ -126,11 +143,13 @@ class Presence:
                     self._complete.popitem(last=False)
         return result
 
-    def _batches(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool) -> Iterator[bool]:
-        index = self._packs.index
-        laid_out = index.has(ObjectKind.LAYOUT, digests)
+    def _has(self, kind: ObjectKind, ids: Sequence[bytes], live: bool) -> list[bool]:
+        return self._packs.index.has(kind, ids) if live else self._packs.available(kind, ids)
+
+    def _batches(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool, live: bool) -> Iterator[bool]:
+        laid_out = self._has(ObjectKind.LAYOUT, digests, live)
         # The page object beside a layout tells which it is.
-        is_page = index.has(ObjectKind.PAGE, digests)
+        is_page = self._has(ObjectKind.PAGE, digests, live)
         there = [layout and page == paged for layout, page in zip(laid_out, is_page, strict=True)]
         for start in range(0, len(digests), _BATCH):
             batch = digests[start : start + _BATCH]
@@ -142,12 +161,12 @@ class Presence:
                         gaps.add(digest)
                     yield False
                     continue
-                yield self._is_complete(next(layouts), gaps)
+                yield self._is_complete(next(layouts), gaps, live)
 
-    def _is_complete(self, layout: bytes, gaps: Gaps | None) -> bool:
+    def _is_complete(self, layout: bytes, gaps: Gaps | None, live: bool) -> bool:
         with self._packs.rooms.hold(ObjectKind.LAYOUT, len(layout)):
             ids = [id for id, _ in decode_layout(layout).chunks]
-            found = self._packs.index.has(ObjectKind.CHUNK, ids)
+            found = self._has(ObjectKind.CHUNK, ids, live)
             if gaps is not None and not all(found):
                 for id, present in zip(ids, found, strict=True):
                     if not present:

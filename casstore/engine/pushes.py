@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from casstore.clock import Clock
 from casstore.engine.artifacts import ArtifactService, NewArtifact, check_labels
+from casstore.engine.claims import Claim
 from casstore.engine.commit_proof import CommitProof
 from casstore.engine.ingest import PackIngest
 from casstore.engine.packs import PackService, SealedPack
@@ -37,7 +38,7 @@ from casstore.engine.sessions import PushSessions
 from casstore.errors import DamagedObject, InvalidInput, LeaseLost, NotFound, SnapshotIncomplete, TooLarge
 from casstore.formats.pack import ObjectKind
 from casstore.ids import ArtifactName, BlobDigest, PackId, PushId, TreeDigest
-from casstore.limits import MIB, MISSING_IDS_MAX
+from casstore.limits import MIB, MISSING_IDS_MAX, PUSH_LEASE_MS
 from casstore.storage.roles import FileProof, Location
 from casstore.wire import Artifact, CommitRequest, encode_bitmap
 
@@ -65,12 +66,16 @@ class Proof(NamedTuple):
     """Plain bytes that the proof took apart and hashed."""
     losses: int | None
     """The index's count of losses when the proof began; None if something that it found is condemned."""
+    sealed_ms: int
+    """When its layouts were written, on the clock of leases."""
 
 
 class Remembered(NamedTuple):
     """A proof that the index holds durably.  Made by :meth:`PushService.remember`."""
 
     proof: Proof
+    revived_ms: int
+    """When everything that it needs was seen live, on the clock of leases."""
 
 
 class PushService:
@@ -87,6 +92,7 @@ class PushService:
         self._packs = packs
         self._presence = presence
         self._artifacts = artifacts
+        self._clock = clock
         self.sessions = PushSessions(clock)
 
     # --- step 1 ------------------------------------------------------------------------------------------------------
@@ -213,10 +219,19 @@ class PushService:
                 ) from error
             raise
         artifact = NewArtifact(push, name, request.kind, digest, tuple(request.labels), commit.size_bytes, commit.files)
+        sealed_ms = self._clock.boottime_ms()
         layouts = list(self._seal_layouts(commit.proven))
         losses = None if commit.asleep else commit.losses
         return Proof(
-            push, artifact, commit.keys, commit.files_proven, commit.tree_keys, layouts, sum(commit.read), losses
+            push=push,
+            artifact=artifact,
+            keys=commit.keys,
+            files=commit.files_proven,
+            tree_keys=commit.tree_keys,
+            layouts=layouts,
+            read_bytes=sum(commit.read),
+            losses=losses,
+            sealed_ms=sealed_ms,
         )
 
     def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
@@ -244,6 +259,8 @@ class PushService:
             StoreFull, OutcomeUnknown: as the index says.
         """
         index = self._packs.index
+        # CRASH: packs that the index does not know are removed after a grace that is longer than a lease.
+        self._refuse_stale(proof.sealed_ms)
         # ORDER: the memo before the layouts: a layout that the index knows is a proven one.  The tree's own key behind
         # them: a tree that the memo knows lacks nothing.
         # CRASH: in between the memo remembers a layout that nobody finds; the push begins again and brings it again.
@@ -255,13 +272,18 @@ class PushService:
             self._packs.record_objects(sealed)
         # ORDER: everything that the artifact needs is live, in one transaction, before the ledger learns of it: from then on
         # each mark finds it.  What was live when the proof began, and nothing was lost since, needs no second look.
+        now_ms = self._clock.boottime_ms()
         if proof.losses != index.losses:
             self._revive(proof.artifact)
         if last:
             index.memo_add(last)
         self.sessions.forget_layouts(proof.push, [row.id for sealed in proof.layouts for row in sealed.frames])
         self.sessions.forget_runs(proof.push)
-        return Remembered(proof)
+        return Remembered(proof, now_ms)
+
+    def _refuse_stale(self, since_ms: int) -> None:
+        if self._clock.boottime_ms() - since_ms > PUSH_LEASE_MS:
+            raise LeaseLost("the commit took longer than a lease: some of it may be gone", hint="begin again")
 
     def _revive(self, artifact: NewArtifact) -> None:
         try:
@@ -282,12 +304,20 @@ class PushService:
         Threads: ledger writer.
 
         Raises:
+            LeaseLost: too much time went by since it was remembered.
             StoreFull, OutcomeUnknown: as the ledger says.
         """
-        artifact = self._artifacts.add(remembered.proof.artifact, by=by)
+        artifact = remembered.proof.artifact
+        claims = self._presence.claims
+        # ORDER: claimed, then held against the lease.  What was live then could be condemned then at the earliest, and dropped
+        # a grace later, which is longer than a lease: so nothing was dropped before the claim, and nothing is behind it.
+        with claims.scope():
+            claims.claim(Claim(artifact.kind, artifact.digest))
+            self._refuse_stale(remembered.revived_ms)
+            added = self._artifacts.add(artifact, by=by)
         # A retry finds the artifact; nobody waits for the lease of a push that is done.
         self.sessions.end(remembered.proof.push)
-        return artifact
+        return added
 
     def commit(
         self, push: PushId, request: CommitRequest, *, by: str, pool: Executor | None = None, width: int = 1

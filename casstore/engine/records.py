@@ -206,7 +206,7 @@ def read_status(rows: RowReader, name: str, snapshot: str | None) -> Status:
 
 
 def _derive_flip(rows: Rows, planned: Planned, flip: FlipChange, old: PointerRecord | None) -> PointerRecord:
-    by, reason = author_of(planned), planned.intent.why
+    by, reason = author_of(planned), planned.why
     to = None if flip.to is None else str(flip.to)
     was = None if flip.from_ is None else str(flip.from_)
     row = FlipRecord(planned.idx, flip.kind, was, to, planned.ts, by, reason)
@@ -232,7 +232,7 @@ def _refresh(rows: Rows, planned: Planned, leaf: PointerLeaf, record: PointerRec
     if leaf.held is not None:
         hold = record.hold
         if hold is None or hold.entry != leaf.held.idx:
-            hold = HoldRecord(leaf.held.idx, leaf.held.until, author_of(planned), planned.intent.why)
+            hold = HoldRecord(leaf.held.idx, leaf.held.until, author_of(planned), planned.why)
     previous = record.previous
     if previous is not None:
         previous = msgspec.structs.replace(previous, status=read_status(rows, leaf.pointer, previous.snapshot))

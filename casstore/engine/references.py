@@ -37,11 +37,20 @@ def references_of(
         yield from layout_references(packs, [digest])
         return
     yield ObjectKind.ROOT, [digest]
-    root = packs.read_object(ObjectKind.ROOT, digest)
-    with packs.rooms.hold(ObjectKind.ROOT, len(root)):
-        pages = [ref.digest for ref in decode_root(root)]
+    pages = tree_pages(packs, TreeDigest(digest))
     for start in range(0, len(pages), _BATCH):
         yield from page_references(packs, pages[start : start + _BATCH])
+
+
+def tree_pages(packs: PackService, digest: TreeDigest) -> list[PageDigest]:
+    """The pages of a tree.
+
+    Raises:
+        NotFound, DamagedObject: as :func:`references_of`.
+    """
+    root = packs.read_object(ObjectKind.ROOT, digest)
+    with packs.rooms.hold(ObjectKind.ROOT, len(root)):
+        return [ref.digest for ref in decode_root(root)]
 
 
 def page_references(packs: PackService, pages: Sequence[PageDigest]) -> Iterator[References]:

@@ -4,7 +4,7 @@ Owns the lease.  Sessions live in memory only: after a restart, or when the leas
 what it had stored already is found present.  So a session may be lost at any time without harm; it must only never be
 *believed* after it was lost, which is why a commit without one is ``lease-lost``.
 
-What a session holds is small: the packs in flight, and where the layouts lie that the push brought.  A layout is
+What a session holds is small: the packs that it brings and brought, which collection spares, and where their layouts lie.  A layout is
 believed by
 others once it is proven and not before, so until the commit only its own push sees it: a push cannot make a page
 that someone else will rely on point at the wrong bytes.
@@ -28,13 +28,15 @@ from casstore.storage.roles import Location
 PENDING_LAYOUTS_MAX: Final = 131_072
 # LIMIT: of one principal, so that no one keeps all others out.
 PENDING_LAYOUTS_EACH_MAX: Final = PENDING_LAYOUTS_MAX // 2
+# LIMIT: names of packs that pushes brought, all together: a terabyte, at about 100 bytes a pack.
+BROUGHT_PACKS_MAX: Final = 65_536
 _RETRY_AFTER_S: Final = 5
 
 
 class _Session:
     """One push.  Guarded by the lock of :class:`PushSessions`."""
 
-    __slots__ = ("asked", "by", "expires_ms", "in_flight", "layouts", "runs")
+    __slots__ = ("asked", "brought", "by", "expires_ms", "in_flight", "layouts", "runs", "untold")
 
     def __init__(self, by: str) -> None:
         self.by = by
@@ -43,6 +45,9 @@ class _Session:
         self.in_flight: set[PackId] = set()
         self.layouts: dict[bytes, Location] = {}
         self.runs: PushRuns | None = None
+        self.brought: set[PackId] = set()
+        self.untold = False
+        """Whether it brought more than could be remembered."""
 
 
 class PushSessions:
@@ -61,6 +66,8 @@ class PushSessions:
         self._pushes: Counter[str] = Counter()
         """How many pushes hold a lease, by principal."""
         self._runs = RunsRoom()
+        self._brought = 0
+        """How many packs are remembered, all pushes together."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -102,6 +109,12 @@ class PushSessions:
                     f"a push sends at most {PACKS_PER_PUSH_IN_FLIGHT} packs at a time", retry_after_s=_RETRY_AFTER_S
                 )
             session.in_flight.add(pack)
+            # ORDER: before the index can know the pack, so that no collection sees it without its push.
+            if self._brought < BROUGHT_PACKS_MAX:
+                self._brought += pack not in session.brought
+                session.brought.add(pack)
+            else:
+                session.untold = True
 
     def end_pack(self, push: PushId, pack: PackId) -> None:
         """Note that a pack is no longer coming in."""
@@ -184,6 +197,24 @@ class PushSessions:
             if session is not None and not session.in_flight:
                 self._drop(push)
 
+    def brought(self) -> frozenset[PackId] | None:
+        """The packs that pushes which hold a lease bring and brought; None if they are too many to remember."""
+        with self._lock:
+            found: set[PackId] = set()
+            for push in list(self._sessions):
+                session = self._live(push)
+                if session is not None:
+                    if session.untold:
+                        return None
+                    found |= session.brought
+            return frozenset(found)
+
+    def brings(self, pack: PackId) -> bool:
+        """Whether a push that holds a lease brings or brought a pack, or brought more than could be remembered."""
+        with self._lock:
+            live = [session for push in list(self._sessions) if (session := self._live(push)) is not None]
+            return any(session.untold or pack in session.brought for session in live)
+
     def asked(self, push: PushId) -> bool:
         """Whether this push asked what is missing, in the lease that it holds now."""
         with self._lock:
@@ -226,6 +257,7 @@ class PushSessions:
         session = self._sessions.pop(push)
         if session.runs is not None:
             session.runs.close()
+        self._brought -= len(session.brought)
         self._count(self._pushes, session.by, -1)
         self._count(self._layouts, session.by, -len(session.layouts))
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from casstore.engine.blobs import BlobService
+from casstore.engine.claims import Claim
 from casstore.engine.packs import PackService, SealedPack
 from casstore.engine.presence import Gaps, Presence
 from casstore.engine.proving import tree_proof_key
@@ -83,7 +84,7 @@ class SnapshotService:
 
     def has(self, digest: SnapshotDigest) -> bool:
         """Whether the store has the document."""
-        return self._packs.index.has(ObjectKind.DOCUMENT, [digest])[0]
+        return self._packs.available(ObjectKind.DOCUMENT, [digest])[0]
 
     def resolve(self, prefix: str, *, limit: int = 20) -> list[SnapshotDigest]:
         """Documents whose digest begins with ``prefix`` (hex digits, with or without ``blake3:``), at most ``limit``.
@@ -113,6 +114,7 @@ class SnapshotService:
             decode_snapshot(document)
             digest = snapshot_digest(document)
             objects[digest] = (ObjectKind.DOCUMENT, digest, document)
+        # One that is condemned is written again: what is about to be relied upon is live before it is.
         known = self._packs.index.has(ObjectKind.DOCUMENT, list(objects))
         new = [item for item, there in zip(objects.values(), known, strict=True) if not there]
         return self._packs.seal_objects(new) if new else None
@@ -148,13 +150,16 @@ class SnapshotService:
             return self._epoch == self._presence.epoch and digest in self._complete
 
     def completeness(self, digest: SnapshotDigest) -> Completeness:
-        """What a stored snapshot lacks.  An answer of *nothing* is remembered until something is deleted.
+        """What a stored snapshot lacks; what is condemned is there.  An answer of *nothing* is remembered until something is
+        condemned or deleted.  Inside a write of the ledger the snapshot is claimed, so that what the answer says stays true.
 
         Raises:
             SnapshotNotFound: the store has no such document.
             HostileTree, MalformedDocument: a component is a tree that was never proven and breaks a rule.
             DamagedObject: an object cannot be read.
         """
+        # ORDER: the claim before the first look, into memory too (casstore.engine.claims says why).
+        self._presence.claims.claim(Claim("snapshot", digest))
         with self._lock:
             epoch = self._presence.epoch
             if epoch != self._epoch:
@@ -193,7 +198,7 @@ class SnapshotService:
                     size += self._trees.size(tree)
             else:
                 blob = BlobDigest(component.digest)
-                if self._presence.blobs([blob], gaps)[0]:
+                if self._presence.blobs([blob], gaps, live=False)[0]:
                     size += self._blobs.size(blob)
         return Completeness(gaps.named, gaps.count, size)
 

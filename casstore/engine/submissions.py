@@ -16,6 +16,7 @@ from casstore.engine.records import PointerRecord
 from casstore.errors import DamagedObject, InvalidInput, PreconditionFailed
 from casstore.formats.acts import FlipArgs, FlipKind, Member, args_of, flip_args
 from casstore.formats.canonical import encode_canonical
+from casstore.formats.entry import GcBody
 from casstore.formats.intent import Intent, encode_intent
 from casstore.formats.policy import Policy
 from casstore.ids import PointerName, PrincipalName, SnapshotDigest
@@ -72,8 +73,14 @@ class UnsignedRollback(NamedTuple):
     caller: Caller
 
 
+class Collected(NamedTuple):
+    """The server's own word on what it is about to drop."""
+
+    body: GcBody
+
+
 Unsigned = UnsignedFlip | UnsignedRollback
-Submission = SignedSubmission | UnsignedFlip | UnsignedRollback
+Submission = SignedSubmission | UnsignedFlip | UnsignedRollback | Collected
 
 
 class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

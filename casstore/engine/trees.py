@@ -101,8 +101,8 @@ class TreeService:
             gaps = Gaps()
             for digest, layout, page in zip(
                 batch,
-                self._packs.index.has(ObjectKind.LAYOUT, batch),
-                self._packs.index.has(ObjectKind.PAGE, batch),
+                self._packs.available(ObjectKind.LAYOUT, batch),
+                self._packs.available(ObjectKind.PAGE, batch),
                 strict=True,
             ):
                 if not (layout and page):
@@ -173,18 +173,18 @@ class TreeService:
             verifier.finish()
 
     def gaps(self, digest: TreeDigest, gaps: Gaps) -> None:
-        """Add what a tree lacks to ``gaps``: its root, pages, layouts or chunks.
+        """Add what a tree lacks to ``gaps``: its root, pages, layouts or chunks.  What is condemned is there.
 
         Raises:
             DamagedObject: a root or layout cannot be read.
         """
         # One in quarantine is a gap too: a push brings it.
-        if self._packs.index.locate(ObjectKind.ROOT, [digest], live=True)[0] is None:
+        if not self._packs.available(ObjectKind.ROOT, [digest])[0]:
             gaps.add(digest)
             return
         root = self.root(digest)
         with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
-            self._presence.pages([ref.digest for ref in decode_root(root)], gaps)
+            self._presence.pages([ref.digest for ref in decode_root(root)], gaps, live=False)
 
     def size(self, digest: TreeDigest) -> int:
         """Content bytes of the tree, as its root says.
@@ -236,10 +236,11 @@ def resolve_prefix(packs: PackService, kind: ObjectKind, prefix: str, *, limit: 
     if not digits or len(digits) > 64 or not set(digits) <= set("0123456789abcdef"):
         raise InvalidInput(f"{prefix[:80]!r} is not the beginning of a digest")
     first = bytes.fromhex(digits.ljust(64, "0"))
-    found: list[bytes] = []
-    if packs.index.has(kind, [first])[0]:
-        found.append(first)
-    for id, _ in packs.index.objects(kind, after=first, limit=limit):
+    found = [first] if packs.available(kind, [first])[0] else []
+    # Those that a collection has condemned can still be read, and named.
+    condemned = packs.index.condemned(after=(kind, first), limit=limit)
+    sleeping = [row.id for row in condemned if row.kind is kind]
+    for id in sorted({id for id, _ in packs.index.objects(kind, after=first, limit=limit)}.union(sleeping)):
         if not id.hex().startswith(digits):
             break
         found.append(id)

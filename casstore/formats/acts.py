@@ -30,8 +30,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 HashHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """A SHA-256 as it stands in our JSON."""
 
-LATER_ACTS: Final = frozenset({"attest", "freeze", "thaw", "ack", "observe", "gc", "close"})
+LATER_ACTS: Final = frozenset({"attest", "freeze", "thaw", "ack", "observe", "close"})
 """Acts that the format has a name for and that this version does not act on."""
+OWN_ACTS: Final = frozenset({"gc"})
+"""Entries that the server writes by itself: nobody can ask for them, and they change no state."""
 
 _ORIGIN: Final = re.compile(r"[!-*,-~]+\Z")
 
@@ -197,6 +199,8 @@ def parse_args(act: str, args: Any) -> AnyArgs:
     """
     kind = ACTS.get(act)
     if kind is None:
+        if act in OWN_ACTS:
+            raise Unsupported(f"{act!r} is the server's own act: nobody signs it")
         if act in LATER_ACTS:
             raise Unsupported(f"the act {act!r} is not supported by this version")
         raise MalformedDocument(f"{act[:100]!r} is not an act")

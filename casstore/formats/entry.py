@@ -18,10 +18,10 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from casstore.errors import MalformedDocument, TooLarge, VerificationError
-from casstore.formats.acts import ACTS, LATER_ACTS, AnyArgs, Count, FlipArgs, HashHex, check_origin, parse_id
+from casstore.formats.acts import ACTS, LATER_ACTS, OWN_ACTS, AnyArgs, Count, FlipArgs, HashHex, check_origin, parse_id
 from casstore.formats.canonical import decode_b64, decode_canonical, encode_b64, encode_canonical
 from casstore.formats.intent import Intent, intent_id, normalise_envelope, parse_intent
-from casstore.ids import IntentId, PointerName, PrincipalName, SnapshotDigest
+from casstore.ids import BlobDigest, IntentId, PointerName, PrincipalName, SnapshotDigest
 from casstore.limits import ENTRY_SIZE_MAX_BYTES
 from casstore.wire import Envelope
 
@@ -150,6 +150,25 @@ class _FlipBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members: Annotated[list[_Member], msgspec.Meta(min_length=1)]
 
 
+class GcCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many objects a collection dropped at most, and how many stored bytes they take."""
+
+    bytes: Count
+    objects: Count
+
+
+class GcBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a collection put on record before it dropped anything.
+
+    ``digest`` is the BLAKE3 of the list of what is dropped: one line for each snapshot, tree and blob, such as
+    ``tree blake3:<64 hex>``, each ended by a line feed, in the order in which they are dropped.
+    """
+
+    counts: GcCounts
+    digest: BlobDigest
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
 def encode_entry(entry: Entry) -> bytes:
     """The bytes of the leaf.
 
@@ -195,7 +214,7 @@ def decode_entry(data: bytes) -> Entry:
         raise MalformedDocument(f"the log entry is not well-formed: {error}") from error
     if fields.v != 1:
         raise MalformedDocument(f"log entries of version {fields.v} are not known here")
-    if fields.type not in ACTS and fields.type not in LATER_ACTS:
+    if fields.type not in ACTS and fields.type not in LATER_ACTS and fields.type not in OWN_ACTS:
         raise MalformedDocument(f"{fields.type[:100]!r} is not a type of log entry")
     check_origin(fields.log)
     entry = Entry(
@@ -259,9 +278,36 @@ def flips_of(entry: Entry) -> list[Flipped]:
     ]
 
 
+def gc_body(body: GcBody) -> dict[str, Any]:
+    """The body of a ``gc`` entry."""
+    value = msgspec.to_builtins(body, enc_hook=str)
+    assert isinstance(value, dict)
+    return value
+
+
+def gc_of(entry: Entry) -> GcBody:
+    """What a collection put on record.
+
+    Raises:
+        MalformedDocument: the entry is no such record.
+        InvalidDigest: a digest in it.
+    """
+    if entry.type != "gc":
+        raise MalformedDocument(f"entry {entry.idx} is a {entry.type}, not a gc")
+    try:
+        return msgspec.convert(entry.body, GcBody, dec_hook=parse_id)
+    except msgspec.ValidationError as error:
+        raise MalformedDocument(f"the body of entry {entry.idx} is not well-formed: {error}") from error
+
+
 def _check_body(entry: Entry) -> None:
-    """A flip has members in its body, the other acts have nothing in it; later types are not looked into."""
-    if entry.type == "flip":
+    """A flip has members in its body, the server's own acts their record; the other acts have nothing in it, and later types
+    are not looked into."""
+    if entry.type in OWN_ACTS:
+        if entry.auth is not None:
+            raise MalformedDocument(f"entry {entry.idx} is the server's own {entry.type}, and carries an intent")
+        gc_of(entry)
+    elif entry.type == "flip":
         members_of(entry)
     elif entry.type in ACTS and entry.body:
         raise MalformedDocument(f"the body of a {entry.type} is empty, that of entry {entry.idx} is not")

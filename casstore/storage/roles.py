@@ -339,8 +339,9 @@ class ChunkIndex(Protocol):
         """
         ...
 
-    def retired(self, *, limit: int) -> list[tuple[PackRecord, int]]:
-        """Packs that are to be deleted, with the time given to :meth:`retire_pack`, at most ``limit``."""
+    def retired(self, *, after: PackId | None = None, limit: int) -> list[tuple[PackRecord, int]]:
+        """Packs that are to be deleted, with the time given to :meth:`retire_pack`, ascending by name, at most ``limit``,
+        beginning behind ``after``."""
         ...
 
     def forget_pack(self, pack: PackId) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from casstore.formats.acts import AnyArgs, Verdict
-from casstore.formats.entry import Entry
+from casstore.formats.entry import Entry, GcBody
 from casstore.formats.intent import Intent
 from casstore.formats.policy import Policy
 from casstore.formats.state import Draft, Leaf, State
@@ -66,8 +66,9 @@ class Planned(NamedTuple):
     type: str
     idx: int
     ts: int
-    intent: Intent
-    args: AnyArgs
+    intent: Intent | None
+    """None in the server's own entries."""
+    args: AnyArgs | GcBody
     intent_id: IntentId | None
     """None in the server's own entries."""
     principals: tuple[str, ...]
@@ -89,6 +90,11 @@ class Planned(NamedTuple):
     def leaves(self) -> tuple[Leaf, ...]:
         """The state leaves that the entry writes."""
         return self.draft.changes
+
+    @property
+    def why(self) -> str:
+        """The signer's reason."""
+        return "" if self.intent is None else self.intent.why
 
     @property
     def body(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from casstore.errors import DamagedObject, SeenMismatch
+from casstore.errors import DamagedObject, MalformedDocument, SeenMismatch
 from casstore.formats.acts import (
     AnyArgs,
     FlipArgs,
@@ -29,7 +29,7 @@ from casstore.formats.acts import (
     ReleaseArgs,
     SnapshotArgs,
 )
-from casstore.formats.entry import Entry, StateRoot, encode_entry
+from casstore.formats.entry import Entry, GcBody, StateRoot, encode_entry, gc_body
 from casstore.formats.intent import Intent
 from casstore.formats.policy import Policy
 from casstore.formats.state import State, decode_leaf
@@ -133,6 +133,40 @@ class Machine:
             marks=effects.marks,
             snapshot=effects.snapshot,
             policy=judged.policy,
+        )
+
+    def plan_gc(self, body: GcBody, *, idx: int, ts: int) -> Planned:
+        """Work out the server's own entry about a collection.  It changes no state, and any log may have it.
+
+        # TRUST: that nothing else was dropped is the server's word.  The log says that it said so, when, and before it did it.
+
+        Raises:
+            MalformedDocument: the log has no genesis yet.
+            TooLarge: the reason is too long for an entry.
+            ValueError: ``idx`` or ``ts`` cannot be the next entry's (an error of the caller).
+        """
+        if idx != self.size or ts < self.last_ts:
+            raise ValueError(f"entry {idx} at {ts} does not follow {self.size} entries up to {self.last_ts}")
+        if self.policy is None or self.origin is None:
+            raise MalformedDocument("the first entry of a log is its genesis, not a gc")
+        draft = self.state.draft(())
+        entry = Entry("gc", idx, ts, self.origin, None, gc_body(body), draft.after)
+        return Planned(
+            type="gc",
+            idx=idx,
+            ts=ts,
+            intent=None,
+            args=body,
+            intent_id=None,
+            principals=(),
+            no_op=False,
+            entry=entry,
+            data=encode_entry(entry),
+            draft=draft,
+            flips=(),
+            marks=(),
+            snapshot=None,
+            policy=self.policy,
         )
 
     def apply(self, planned: Planned) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from casstore.errors import CasstoreError, Unsupported, VerificationError
-from casstore.formats.entry import Entry, decode_entry
+from casstore.formats.entry import Entry, decode_entry, gc_of
 from casstore.transitions.authority import act_of
 from casstore.transitions.effects import Planned
 from casstore.transitions.lookup import Lookup, MemoryLookup
@@ -36,7 +36,10 @@ def replay_planned(machine: Machine, data: bytes, lookup: Lookup) -> Planned:
     try:
         entry = decode_entry(data)
         _check_place(machine, entry)
-        planned = machine.plan(act_of(entry), idx=idx, ts=entry.ts, lookup=lookup)
+        if entry.type == "gc":
+            planned = machine.plan_gc(gc_of(entry), idx=idx, ts=entry.ts)
+        else:
+            planned = machine.plan(act_of(entry), idx=idx, ts=entry.ts, lookup=lookup)
     except Unsupported:
         raise
     except CasstoreError as error:

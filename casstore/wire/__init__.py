@@ -34,6 +34,7 @@ from casstore.wire.bodies import (
     format_time,
     parse_time,
 )
+from casstore.wire.collection import GcDropped, GcReport, GcRequest, GcRoot, GcUndone, Pin, PinCreate, PinList
 from casstore.wire.content import (
     Artifact,
     ArtifactList,
@@ -165,6 +166,11 @@ __all__ = [
     "FileRun",
     "Finding",
     "FsckReport",
+    "GcDropped",
+    "GcReport",
+    "GcRequest",
+    "GcRoot",
+    "GcUndone",
     "History",
     "HistoryItem",
     "HoldInfo",
@@ -175,6 +181,9 @@ __all__ = [
     "PackStored",
     "PageRecord",
     "PageRecordDecoder",
+    "Pin",
+    "PinCreate",
+    "PinList",
     "Pointer",
     "PointerList",
     "PolicyAnswer",

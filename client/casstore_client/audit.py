@@ -19,7 +19,6 @@ Source: docs/operations/audit.md
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Final
 
 from casstore.errors import CasstoreError, InvalidInput, Regression, VerificationError
@@ -27,7 +26,6 @@ from casstore.formats.checkpoint import Checkpoint, decode_checkpoint
 from casstore.formats.note import split_note
 from casstore.formats.policy import Policy
 from casstore.formats.trust import VerifiedState
-from casstore.ids import SnapshotDigest
 from casstore.wire import format_time
 from casstore_client.audit_chunks import ChunkAudit
 from casstore_client.audit_content import ContentAudit
@@ -65,7 +63,7 @@ async def run_audit(
         levels.append(await _Signature(log, findings).judge(note, since, image, replay.policy))
     levels.append(_time(log, note, findings))
     levels += _replayed(replay, checkpoint, findings)
-    levels.append(await _content(transport, replay.snapshots, findings, full=full))
+    levels.append(await _content(transport, replay, findings, full=full))
     if replay.policy is not None and all(level.ok for level in levels[:SEEN]):
         await log.adopt(log.open_note(note), replay.policy_index, replay.policy)
     return AuditReport(
@@ -196,23 +194,24 @@ def _replayed(replay: ReplayAudit, checkpoint: Checkpoint, findings: Findings) -
     ]
 
 
-async def _content(
-    transport: Transport, snapshots: Mapping[SnapshotDigest, int], findings: Findings, *, full: bool
-) -> AuditLevel:
+async def _content(transport: Transport, replay: ReplayAudit, findings: Findings, *, full: bool) -> AuditLevel:
     """Level 7."""
+    snapshots = replay.snapshots
     try:
         async with Workers() as workers, asyncio.TaskGroup() as tasks:
             chunks = ChunkAudit(transport, workers, tasks, findings, full=full)
             content = ContentAudit(transport, chunks, findings)
-            await content.run(snapshots)
+            await content.run(snapshots, replay.retirable)
             await chunks.finish()
     except BaseExceptionGroup as group:
         fault = first_fault(group)
         raise fault if isinstance(fault, CasstoreError) else group from None
     detail = (
-        f"{len(snapshots)} snapshots, {content.trees} trees, {content.blobs} blobs, {content.pages} pages, "
+        f"{len(snapshots) - content.retired} snapshots, {content.trees} trees, {content.blobs} blobs, {content.pages} pages, "
         f"{len(chunks.chunks)} chunks are there"
     )
+    if content.retired:
+        detail += f"; {content.retired} snapshots were collected, says entry {replay.collected_at}"
     if full:
         detail += f"; {chunks.bytes} bytes hashed, {chunks.files} files put together"
     return findings.level(CONTENT, len(snapshots), detail)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, Self
 
@@ -23,6 +23,7 @@ from casstore.errors import (
     CasstoreError,
     DigestMismatch,
     MalformedDocument,
+    SnapshotNotFound,
     Unavailable,
 )
 from casstore.formats.layout import decode_layout, verify_layout_fits
@@ -92,17 +93,25 @@ class ContentAudit:
         self._bad_pages: set[bytes] = set()
         self.trees = 0
         self.blobs = 0
+        self.retired = 0
+        """Snapshots that were collected."""
 
     @property
     def pages(self) -> int:
         """Distinct pages that are in order."""
         return len(self._spool)
 
-    async def run(self, snapshots: Mapping[SnapshotDigest, int]) -> None:
+    async def run(
+        self, snapshots: Mapping[SnapshotDigest, int], retirable: Collection[SnapshotDigest] = frozenset()
+    ) -> None:
         """Look at all of them.
+
+        # TRUST: that a snapshot was collected is the server's word, given in the log before it was done.  What a pointer names
+        # now can not be excused so.
 
         Args:
             snapshots: with the index of the entry that published each.
+            retirable: those of them that may be gone, because a later entry says that content was collected.
 
         Raises:
             TransportError, Unavailable, AccessError: the server does not answer, or not to us.
@@ -110,11 +119,32 @@ class ContentAudit:
         with self._spool:
             for number, (digest, index) in enumerate(snapshots.items()):
                 self._findings.tell(LEVEL, number, len(snapshots))
+                if digest in retirable and await self._is_retired(digest):
+                    self.retired += 1
+                    continue
                 snapshot = await self._document(digest, index)
                 for component in () if snapshot is None else snapshot.components:
                     if component.digest not in self._seen:
                         self._seen.add(component.digest)
                         await self._component(Needs(digest, component.name, index), component)
+
+    async def _is_retired(self, digest: SnapshotDigest) -> bool:
+        """Whether the server says that it does not have the document: collection drops it before what it names."""
+        try:
+            await self._transport.request(
+                "GET",
+                f"/v1/snapshots/{digest}",
+                step="snapshot",
+                media=MEDIA_SNAPSHOT,
+                max_bytes=SNAPSHOT_SIZE_MAX_BYTES,
+            )
+        except SnapshotNotFound:
+            return True
+        except (TransportError, Unavailable, AccessError):
+            raise
+        except CasstoreError:
+            return False  # damage is told by whoever looks at it in full
+        return False
 
     async def _document(self, digest: SnapshotDigest, index: int) -> Snapshot | None:
         try:

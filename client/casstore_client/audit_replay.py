@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Final
 
 from casstore.errors import CasstoreError, VerificationError
-from casstore.formats.acts import SnapshotArgs
+from casstore.formats.acts import OWN_ACTS, SnapshotArgs
 from casstore.formats.entry import Entry, decode_entry
 from casstore.formats.policy import Policy
+from casstore.formats.state import PointerLeaf
 from casstore.ids import SnapshotDigest
 from casstore.transitions.authority import Judged, judge_entry
 from casstore.transitions.replay import Replay
@@ -48,8 +49,19 @@ class ReplayAudit:
         """The first entry that the replay could not take in."""
         self.checked = 0
         """Entries that were looked at."""
+        self.collected_at: int | None = None
+        """The newest entry by which the server said that it drops content."""
         self.snapshots: dict[SnapshotDigest, int] = {}
         """The published snapshots, with the entry that first did so."""
+
+    @property
+    def retirable(self) -> frozenset[SnapshotDigest]:
+        """Snapshots whose content may be gone: published before the newest ``gc`` entry, and named by no pointer now."""
+        if self.collected_at is None or self.stopped_at is not None:
+            return frozenset()
+        leaves = self._replay.machine.state.leaves()
+        current = {leaf.snapshot for leaf in leaves if isinstance(leaf, PointerLeaf)}
+        return frozenset(d for d, index in self.snapshots.items() if index < self.collected_at and d not in current)
 
     @property
     def policy(self) -> Policy | None:
@@ -79,6 +91,8 @@ class ReplayAudit:
                 self._stop(index, error, ENVELOPES if repeated else None)
             return
         self._enter(index, planned.policy)
+        if planned.type == "gc":
+            self.collected_at = index
         if planned.snapshot is not None:
             self.snapshots.setdefault(planned.snapshot, index)
 
@@ -102,6 +116,8 @@ class ReplayAudit:
         try:
             entry = decode_entry(data)
             self._check_place(index, entry)
+            if entry.type in OWN_ACTS:
+                return True  # nobody asked for it, and its form was checked
             judged = judge_entry(entry, policy)
         except CasstoreError as error:
             self._report(ENVELOPES, index, error)

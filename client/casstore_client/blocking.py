@@ -167,6 +167,12 @@ class Client:
     repair_plan = _waits(AsyncClient.repair_plan)
     repair_send = _waits(AsyncClient.repair_send)
     objects = _waits(AsyncClient.objects)
+    gc = _waits(AsyncClient.gc)
+    gc_dropped = _waits(AsyncClient.gc_dropped)
+    gc_undo = _waits(AsyncClient.gc_undo)
+    pin = _waits(AsyncClient.pin)
+    pins = _waits(AsyncClient.pins)
+    unpin = _waits(AsyncClient.unpin)
     audit = _waits(AsyncClient.audit)
 
     def _run(self) -> None:

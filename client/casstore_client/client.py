@@ -19,8 +19,21 @@ from casstore.formats.trust import TrustFile
 from casstore.ids import BlobDigest, TreeDigest
 from casstore.limits import LIST_LIMIT_DEFAULT
 from casstore.signing import SigningKey
-from casstore.wire import ArtifactList, ArtifactsRemoved, BackupReport, BackupRequest, Diff, Label, ServerConfig
-from casstore_client import care_api, content_api
+from casstore.wire import (
+    ArtifactList,
+    ArtifactsRemoved,
+    BackupReport,
+    BackupRequest,
+    Diff,
+    GcDropped,
+    GcReport,
+    GcUndone,
+    Label,
+    Pin,
+    PinList,
+    ServerConfig,
+)
+from casstore_client import care_api, collect_api, content_api
 from casstore_client.config import cache_dir
 from casstore_client.content_api import Kind
 from casstore_client.export import Exported, export
@@ -350,6 +363,68 @@ class AsyncClient(LedgerApi, HealthApi):
             NotFound: one of them is not there.
         """
         return await content_api.compare(self.transport, str(one), str(other))
+
+    async def gc(self, *, dry_run: bool = False) -> GcReport:
+        """Have the server collect what nothing needs any more; waits for the end of the run.
+
+        Args:
+            dry_run: change nothing; say what would be done, and what is kept for whom.
+
+        Raises:
+            NotPermitted: the token may not operate.
+            RequestInProgress: a run is under way.
+        """
+        return await collect_api.gc(self.transport, dry_run=dry_run)
+
+    async def gc_undo(self) -> GcUndone:
+        """Make live again all that is condemned.
+
+        Raises:
+            NotPermitted: the token may not operate.
+            RequestInProgress: a run is under way.
+        """
+        return await collect_api.gc_undo(self.transport)
+
+    async def gc_dropped(self, digest: str) -> GcDropped:
+        """What a collection dropped, by name: the list that a ``gc`` entry of the log names, held against its digest.
+
+        Raises:
+            NotFound: the server does not keep it any more.
+            DigestMismatch: what it shows is another list.
+        """
+        return await collect_api.gc_dropped(self.transport, digest)
+
+    async def pin(self, target: str, *, owner: str, reason: str, until: str | None = None) -> Pin:
+        """Keep something with all that it needs, whatever its age.
+
+        Args:
+            target: a snapshot, tree or blob by its digest (which may be shortened), or an artifact by its name (the newest).
+            owner: for whom.
+            reason: why.
+            until: when it ends by itself, RFC 3339; None: when it is taken away.
+
+        Raises:
+            NotFound, SnapshotIncomplete: it is not there, or not all of it.
+            NotPermitted: the token may not operate.
+        """
+        return await collect_api.pin(self.transport, target, owner=owner, reason=reason, until=until)
+
+    async def pins(self) -> PinList:
+        """All pins, oldest first.
+
+        Raises:
+            NotPermitted: the token may not operate.
+        """
+        return await collect_api.pins(self.transport)
+
+    async def unpin(self, id: str) -> None:
+        """Take a pin away.
+
+        Raises:
+            PinNotFound: there is none of this id.
+            NotPermitted: the token may not operate.
+        """
+        await collect_api.unpin(self.transport, id)
 
     async def find_digests(self, prefix: str) -> list[str]:
         """Whole digests of trees, artifacts and snapshots that begin so.

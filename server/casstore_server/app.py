@@ -10,7 +10,7 @@ from aiohttp import web
 from casstore_server.context import CONTEXT, Context
 from casstore_server.gate import watching
 from casstore_server.middleware import around, mark_response
-from casstore_server.routes import care, content, health, log, operate, pointers, snapshots, upkeep
+from casstore_server.routes import care, collection, content, health, log, operate, pointers, snapshots, upkeep
 
 
 def build_app(context: Context) -> web.Application:
@@ -23,6 +23,6 @@ def build_app(context: Context) -> web.Application:
     app = web.Application(middlewares=[watching(context.gate), around], client_max_size=0)
     app[CONTEXT] = context
     app.on_response_prepare.append(mark_response)
-    for module in (content, snapshots, pointers, log, operate, care, upkeep, health):
+    for module in (content, snapshots, pointers, log, operate, care, upkeep, collection, health):
         app.add_routes(module.ROUTES)
     return app

@@ -14,6 +14,7 @@ from casstore.store import Store
 from casstore.wire import Submitted
 from casstore_server.answers import Answers
 from casstore_server.bridge import Bridge
+from casstore_server.collecting import Collector
 from casstore_server.descriptors import Descriptors
 from casstore_server.disk import Disk
 from casstore_server.gate import Gate
@@ -39,6 +40,7 @@ class Context:
     disk: Disk
     upkeep: Upkeep
     log: structlog.typing.FilteringBoundLogger
+    collector: Collector
     genesis_sha256: str
     """Of entry 0, in hex: what clients pin."""
     answers: Answers = field(default_factory=Answers)

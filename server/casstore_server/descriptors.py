@@ -45,6 +45,15 @@ class OpenPack:
         self._dropped = True
         self._close_if_unused()
 
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the file has lost its name."""
+        return os.fstat(self.file.fileno()).st_nlink == 0
+
+    def drop_after_use(self) -> None:
+        """Close it once its first user is done."""
+        self._dropped = True
+
     def _close_if_unused(self) -> None:
         if self._dropped and not self._users:
             self.file.close()
@@ -71,6 +80,10 @@ class Descriptors:
 
     def keep(self, pack: PackId, opened: OpenPack) -> OpenPack:
         """Take over a pack that was opened; if another request was faster, that one's is used."""
+        if opened.is_deleted:
+            # Opened before collection removed its name, handed over after: it serves this reader and no other.
+            opened.drop_after_use()
+            return opened
         present = self._open.setdefault(pack, opened)
         if present is not opened:
             opened.drop()

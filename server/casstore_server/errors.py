@@ -35,6 +35,7 @@ STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "entry-not-found": 404,
         "path-not-found": 404,
         "token-not-found": 404,
+        "pin-not-found": 404,
         "store-not-found": 404,
         "route-not-found": 404,
         "invalid-request": 400,

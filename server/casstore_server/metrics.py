@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from casstore.wire import GcReport
 from casstore_server.disk import Disk
 from casstore_server.gate import Gate, watching
 
@@ -162,7 +163,29 @@ class Metrics:
         )
         self.packs = Counter("casstore_packs_stored", "Packs taken in.", registry=self.registry)
         self.entries = Counter("casstore_entries", "Entries committed, by type.", ["type"], registry=self.registry)
+        self.gc_runs = Counter("casstore_gc_runs", "Collections that ended.", registry=self.registry)
+        self.gc_failures = Counter("casstore_gc_failures", "Collections that failed.", registry=self.registry)
+        self.gc_condemned = Counter("casstore_gc_condemned_objects", "Objects condemned.", registry=self.registry)
+        self.gc_dropped = Counter("casstore_gc_dropped_objects", "Objects dropped.", registry=self.registry)
+        self.gc_freed = Counter("casstore_gc_freed_bytes", "Bytes of packs deleted.", registry=self.registry)
+        self.gc_waiting = Gauge("casstore_gc_waiting_objects", "Condemned objects in grace.", registry=self.registry)
+        self.gc_seconds = Gauge(
+            "casstore_gc_last_seconds", "How long the last collection took.", registry=self.registry
+        )
+        self.gc_blocked = Gauge(
+            "casstore_gc_blocked", "Whether the last collection could not do all that was due.", registry=self.registry
+        )
         self.registry.register(_Live(depths, log, gate, disk, refused=refused, health=health))
+
+    def collected(self, report: GcReport) -> None:
+        """A collection has ended."""
+        self.gc_runs.inc()
+        self.gc_condemned.inc(sum(report.condemned.values()))
+        self.gc_dropped.inc(sum(report.dropped.values()))
+        self.gc_freed.inc(report.freed_bytes)
+        self.gc_waiting.set(report.waiting)
+        self.gc_seconds.set(report.seconds)
+        self.gc_blocked.set(bool(report.blocked))
 
     def build_app(self, gate: Gate) -> web.Application:
         """The application of the metrics listener: ``/metrics`` and nothing else.

@@ -39,6 +39,7 @@ from casstore.store import Store
 from casstore.wire import Submitted
 from casstore_server.app import build_app
 from casstore_server.bridge import Bridge
+from casstore_server.collecting import Collector
 from casstore_server.context import Context
 from casstore_server.descriptors import Descriptors
 from casstore_server.disk import Disk
@@ -146,6 +147,8 @@ async def open_server(
         stack.push_async_callback(context.upkeep.close)
         stack.callback(context.descriptors.close)
         gate, metrics = context.gate, context.metrics
+        stack.push_async_callback(context.collector.close)
+        context.collector.start()
         stack.push_async_callback(_cancel, asyncio.create_task(_refresh_clock(context)))
         stack.push_async_callback(_cancel, asyncio.create_task(disk.watch(bounds.disk_look_s)))
         url = await _listen(stack, build_app(context), settings.address, bounds, gate=gate, tls=tls)
@@ -191,13 +194,15 @@ def _put_together(
         },
         health=lambda: upkeep.health,
     )
+    descriptors = Descriptors()
     return Context(
         store=store,
         bridge=bridge,
         settings=settings,
         bounds=bounds,
         metrics=metrics,
-        descriptors=Descriptors(),
+        descriptors=descriptors,
+        collector=Collector(store, bridge, settings, descriptors=descriptors, metrics=metrics, log=log),
         gate=gate,
         disk=disk,
         turnstile=turnstile,

@@ -313,3 +313,41 @@ def test_mistakes(run: Run, served: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "_CASSTORE_COMPLETE" in run("completion", "bash").out
     monkeypatch.setenv("CASSTORE_CONFIG", "/nowhere/config.toml")
     run("status", code=2)
+
+
+def test_an_operator_keeps_and_collects(run: Run, releases: tuple[str, str], tmp_path: Path) -> None:
+    """Look first, keep something, collect, have it back; the numbers are for scripts, the sentences for people."""
+    first, _ = releases
+    plan = run("gc", "--dry-run", "--json").json
+    assert plan["dry_run"]
+    assert {root["owner"] for root in plan["kept"] if root["reason"] == "artifact"} == {
+        "artifact 1 api",
+        "artifact 2 api",
+    }
+    assert "Kept for: 2 snapshot, 2 artifact, 2 newest" in run("gc", "--dry-run").out
+    run("pin", "api", code=2)  # a pin says for whom and why
+    pinned = run("pin", "api", "--owner", "web team", "-m", "CHG-9", "--until", "30d", "--json").json
+    assert pinned["kind"] == "tree"
+    assert run("pin", first[7:20], "--owner", "x", "-m", "y", "--json").json["kind"] == "snapshot"
+    run("pin", "nothing-of-that-name", "--owner", "x", "-m", "y", code=3)
+    assert "web team" in run("pin").out
+    assert run("gc", "--json").json["roots"]["pin"] == 2
+    assert run("unpin", pinned["id"], "--json").json == {"schema": 1, "id": pinned["id"], "unpinned": True}
+    run("unpin", pinned["id"], code=3)
+    assert "live again" in run("gc", "--undo").out
+    run("gc", "--dropped", f"blake3:{'0' * 64}", code=3)
+    run("gc", "--undo", "--dry-run", code=2)
+
+
+def test_a_store_without_a_server_is_collected(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its directory, with the server's settings."""
+    run("init", tmp_path / "store")
+    settings = tmp_path / "server.toml"
+    settings.write_text("[retention]\nartifact_days = 1\n")
+    run("gc", "--settings", settings, code=2)
+    report = run("gc", "--store", tmp_path / "store", "--settings", settings, "--json").json
+    assert report["mark"] == 1
+    assert "Mark 2" in run("gc", "--store", tmp_path / "store").out
+    assert run("gc", "--store", tmp_path / "store", "--undo", "--json").json["revived"] == 0
+    settings.write_text("[gc]\ngrace_s = 3600\n")
+    assert "grace" in run("gc", "--store", tmp_path / "store", "--settings", settings, code=2).err

@@ -13,7 +13,7 @@ import yaml
 from aiohttp import web
 
 from casstore import wire
-from casstore_server.routes import care, content, health, log, operate, pointers, snapshots, upkeep
+from casstore_server.routes import care, collection, content, health, log, operate, pointers, snapshots, upkeep
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docs" / "openapi.yaml").read_text("utf-8"))
 METHODS = {"get", "put", "post", "delete"}
@@ -27,7 +27,7 @@ OPERATIONS = {
 
 def routes() -> set[tuple[str, str]]:
     found = set()
-    for module in (content, snapshots, pointers, log, operate, care, upkeep, health):
+    for module in (content, snapshots, pointers, log, operate, care, upkeep, collection, health):
         for route in module.ROUTES:
             assert isinstance(route, web.RouteDef)
             found.add((route.method.lower(), re.sub(r"\{(\w+):[^/]*\}", r"{\1}", route.path.replace("[^{}]+", ".+"))))

@@ -225,6 +225,29 @@ def test_layouts_that_are_refused_are_not_kept() -> None:
     sessions.learn_layouts(mallory, layouts(PENDING_LAYOUTS_EACH_MAX, 10))
 
 
+def test_what_a_push_brought_is_remembered_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collection spares it; where there is too much to remember, collection is told so and not the push."""
+    monkeypatch.setattr("casstore.engine.sessions.BROUGHT_PACKS_MAX", 3)
+    content = Content()
+    sessions = content.pushes.sessions
+    push, other = new_push(), new_push()
+    packs = [PackId(bytes([number]) * 16) for number in range(5)]
+    for pack in packs[:3]:
+        sessions.begin_pack(push, pack)
+        sessions.end_pack(push, pack)
+    assert sessions.brought() == frozenset(packs[:3])
+    assert sessions.brings(packs[0])
+    assert not sessions.brings(packs[4])
+    sessions.begin_pack(other, packs[3])
+    sessions.end_pack(other, packs[3])
+    assert sessions.brought() is None
+    assert sessions.brings(packs[4])
+    content.clock.advance(PUSH_LEASE_MS)
+    assert sessions.brought() == frozenset()
+    sessions.begin_pack(push, packs[4])
+    assert sessions.brought() == frozenset({packs[4]})
+
+
 def test_packs_in_flight_are_bounded() -> None:
     """One push cannot take all of the server's hands."""
     content = Content()

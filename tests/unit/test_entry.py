@@ -14,14 +14,19 @@ from casstore.formats.canonical import encode_canonical
 from casstore.formats.entry import (
     ENVELOPE_KEYS,
     Entry,
+    GcBody,
+    GcCounts,
     StateRoot,
     TokenAuth,
     decode_entry,
     encode_entry,
     flips_of,
+    gc_body,
+    gc_of,
     members_of,
 )
 from casstore.formats.intent import keys_by_id, verify_envelope
+from casstore.ids import BlobDigest
 from casstore.limits import ENTRY_SIZE_MAX_BYTES
 from casstore.merkle import Frontier, leaf_hash
 from casstore.transitions.replay import Replay
@@ -93,14 +98,30 @@ def test_unsigned_and_server_entries_round_trip() -> None:
     token = entry._replace(auth=TokenAuth(payload, "00ff", "alice"))
     assert decode_entry(encode_entry(token)) == token
     assert token.intent_id == entry.intent_id
-    server = Entry("gc", 5, START_MS, ORIGIN, None, {"anything": [1]}, StateRoot(1, bytes(32)))
+    body = GcBody(GcCounts(bytes=2, objects=1), BlobDigest(bytes(32)), "nothing needs it")
+    server = Entry("gc", 5, START_MS, ORIGIN, None, gc_body(body), StateRoot(1, bytes(32)))
     assert decode_entry(encode_entry(server)) == server
+    assert gc_of(server) == body
     assert server.payload is None
     assert server.intent_id is None
     with pytest.raises(VerificationError):
         server.intent()
     with pytest.raises(MalformedDocument):
         members_of(server)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"anything": [1]}, {"counts": {"bytes": 1}, "digest": f"blake3:{'0' * 64}", "reason": "x"}],
+)
+def test_a_collection_says_what_it_dropped(body: dict[str, Any]) -> None:
+    """A record that leaves out how much, or what, is none; nor is one that somebody signed."""
+    server = Entry("gc", 5, START_MS, ORIGIN, None, body, StateRoot(1, bytes(32)))
+    with pytest.raises(MalformedDocument):
+        decode_entry(encode_entry(server))
+    whole = gc_body(GcBody(GcCounts(bytes=2, objects=1), BlobDigest(bytes(32)), "x"))
+    with pytest.raises(MalformedDocument):
+        decode_entry(encode_entry(flipped()._replace(type="gc", body=whole)))
 
 
 @pytest.mark.parametrize(

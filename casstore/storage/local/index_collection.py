@@ -256,10 +256,10 @@ class CollectionTables:
             if value is not None:
                 transaction.put(pack, RETIRED.pack(*PACK.unpack(value), at_ms), db=self._retired)
 
-    def retired(self, *, limit: int) -> list[tuple[PackRecord, int]]:
+    def retired(self, *, after: PackId | None = None, limit: int) -> list[tuple[PackRecord, int]]:
         """See the role."""
         with self._environment.read() as transaction:
-            rows = rows_behind(transaction, self._retired, b"", limit)
+            rows = rows_behind(transaction, self._retired, after or b"", limit)
             return [self._rows.retired(PackId(name), value) for name, value in rows]
 
     def forget_pack(self, pack: PackId) -> None:

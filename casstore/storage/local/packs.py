@@ -191,6 +191,8 @@ class LocalPackStore:
             return
         except OSError as error:
             raise refusal(error, f"delete pack {pack}") from error
+        # Once more: a reader may have opened it in between, and as long as it is open its space is not free.
+        self._readers.forget(pack)
         try:
             self._files.fsync_dir(os.path.dirname(path))
         except OSError as error:

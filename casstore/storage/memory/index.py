@@ -271,10 +271,11 @@ class MemoryChunkIndex:
             if record is not None:
                 self._retired[pack] = (record, at_ms)
 
-    def retired(self, *, limit: int) -> list[tuple[PackRecord, int]]:
+    def retired(self, *, after: PackId | None = None, limit: int) -> list[tuple[PackRecord, int]]:
         """See the role."""
         with self._opened():
-            return [self._retired[pack] for pack in sorted(self._retired)[: max(limit, 0)]]
+            waiting = sorted(pack for pack in self._retired if after is None or pack > after)
+            return [self._retired[pack] for pack in waiting[: max(limit, 0)]]
 
     def forget_pack(self, pack: PackId) -> None:
         """See the role."""

@@ -32,6 +32,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "entry-not-found": NOT_FOUND,
     "path-not-found": NOT_FOUND,
     "token-not-found": NOT_FOUND,
+    "pin-not-found": NOT_FOUND,
     "store-not-found": NOT_FOUND,
     "route-not-found": NOT_FOUND,
     "invalid-request": USAGE,

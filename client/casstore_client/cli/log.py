@@ -126,7 +126,11 @@ def _signers(entry: Entry) -> str:
 
 def _what(entry: Entry) -> str:
     from casstore.formats.acts import FlipArgs, HoldArgs, MarkArgs, PolicyArgs, ReleaseArgs, SnapshotArgs
+    from casstore.formats.entry import gc_of
 
+    if entry.type == "gc":
+        body = gc_of(entry)
+        return f"{body.counts.objects:,} objects dropped, {body.reason}"
     args = entry.intent()[1]
     if isinstance(args, FlipArgs):
         moves = (f"{m.pointer} -> {m.to.short if m.to is not None else 'nothing'}" for m in args.members)

@@ -223,7 +223,7 @@ def _resolve(store: Store, prefix: str) -> list[str]:
     found |= {str(digest) for digest in store.trees.resolve(prefix, limit=RESOLVE_MAX)}
     # Pages have layouts too; what has a layout and is no page is a blob.
     laid_out = resolve_prefix(store.packs, ObjectKind.LAYOUT, prefix, limit=RESOLVE_MAX)
-    for id, is_page in zip(laid_out, store.packs.index.has(ObjectKind.PAGE, laid_out), strict=True):
+    for id, is_page in zip(laid_out, store.packs.available(ObjectKind.PAGE, laid_out), strict=True):
         if not is_page:
             found.add(str(BlobDigest(id)))
     return sorted(found)[:RESOLVE_MAX]
