@@ -64,11 +64,11 @@ def test_second_server_on_the_same_store_is_refused(tmp_path: Path) -> None:
 
 def test_newer_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
     make_store(tmp_path / "store")
-    (tmp_path / "store" / "format").write_text('{"casstore": "9.9.0", "format": 2}\n')
+    (tmp_path / "store" / "format").write_text('{"casstore": "9.9.0", "format": 99}\n')
     before = picture_of(str(tmp_path / "store"))
     ended = serve(tmp_path / "store")
     assert ended.returncode == 1
-    assert "has format 2, made by casstore 9.9.0" in ended.stderr
+    assert "has format 99, made by casstore 9.9.0" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert picture_of(str(tmp_path / "store")) == before, "what is not understood is not touched"
 
