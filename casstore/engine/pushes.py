@@ -30,11 +30,10 @@ from casstore.engine.commit_proof import CommitProof
 from casstore.engine.ingest import PackIngest
 from casstore.engine.packs import PackService, SealedPack
 from casstore.engine.presence import Presence
-from casstore.engine.proving import (
-    run_units,
-)
+from casstore.engine.proving import run_units
 from casstore.engine.references import references_of
 from casstore.engine.sessions import PushSessions
+from casstore.engine.whole_trees import WholeTree, WholeTrees
 from casstore.errors import DamagedObject, InvalidInput, LeaseLost, NotFound, SnapshotIncomplete, TooLarge
 from casstore.formats.pack import ObjectKind
 from casstore.ids import ArtifactName, BlobDigest, PackId, PushId, TreeDigest
@@ -94,6 +93,7 @@ class PushService:
         self._artifacts = artifacts
         self._clock = clock
         self.sessions = PushSessions(clock)
+        self._whole = WholeTrees()
 
     # --- step 1 ------------------------------------------------------------------------------------------------------
 
@@ -199,6 +199,8 @@ class PushService:
         if (done := self._artifacts.committed(push, request)) is not None:
             return done
         brought = self.sessions.layouts(push)
+        if (known := self._find_whole(push, name, request)) is not None:
+            return known
         commit = CommitProof(self._packs, brought, self.sessions.runs(push))
         digest: TreeDigest | BlobDigest
         if request.kind == "tree":
@@ -233,6 +235,17 @@ class PushService:
             losses=losses,
             sealed_ms=sealed_ms,
         )
+
+    def _find_whole(self, push: PushId, name: ArtifactName | None, request: CommitRequest) -> Proof | None:
+        """The proof of a tree that was whole when it was committed last, if nothing was lost since."""
+        if request.kind != "tree":
+            return None
+        digest = TreeDigest.parse(request.digest)
+        tree = self._whole.find(digest, self._packs.index.losses)
+        if tree is None:
+            return None
+        artifact = NewArtifact(push, name, "tree", digest, tuple(request.labels), tree.size_bytes, tree.files)
+        return Proof(push, artifact, [], [], [], [], 0, tree.losses, self._clock.boottime_ms())
 
     def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
         """Write layouts that have been proven into packs of the store's own."""
@@ -277,6 +290,9 @@ class PushService:
             self._revive(proof.artifact)
         if last:
             index.memo_add(last)
+        made = proof.artifact
+        if isinstance(made.digest, TreeDigest):
+            self._whole.note(made.digest, WholeTree(index.losses, made.size_bytes, made.files))
         self.sessions.forget_layouts(proof.push, [row.id for sealed in proof.layouts for row in sealed.frames])
         self.sessions.forget_runs(proof.push)
         return Remembered(proof, now_ms)

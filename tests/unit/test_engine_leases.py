@@ -12,7 +12,7 @@ import pytest
 
 from casstore.engine.proving import run_units
 from casstore.engine.sessions import PENDING_LAYOUTS_EACH_MAX
-from casstore.errors import DigestMismatch, LeaseLost, Overloaded
+from casstore.errors import DigestMismatch, LeaseLost, Overloaded, SnapshotIncomplete
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId, PushId
 from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_EACH_MAX, PUSH_SESSIONS_MAX
@@ -314,3 +314,45 @@ def test_a_crew_reports_the_error_of_any_thread(width: int) -> None:
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(DigestMismatch):
         run_units(iter(range(100)), work, pool=pool, width=width)
+
+
+def test_an_unchanged_tree_is_not_taken_apart_again(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that pushes every minute what did not change must not cost a walk through all its pages."""
+    tree = build_tree(some_files(40))
+    content.push(tree, "a")
+    push = new_push()
+    content.pushes.missing(push, ObjectKind.CHUNK, b"")
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(content.packs), "read_objects", read)
+        proof = content.pushes.prove(push, tree.request("a"))
+    assert not isinstance(proof, Artifact)
+    again = content.pushes.record(content.pushes.remember(proof), by="x")
+    first = content.artifacts.get(1)
+    assert (again.size_bytes, again.files, again.digest) == (first.size_bytes, first.files, first.digest)
+
+
+@pytest.mark.parametrize("when", ["before the proof", "after the proof"])
+def test_what_was_condemned_since_is_revived_all_the_same(content: Content, when: str) -> None:
+    """A tree that was whole yesterday may be half collected today: its commit must not believe yesterday."""
+    tree = build_tree(some_files(40))
+    content.push(tree)
+    chunks: list[bytes] = list(tree.chunks)
+    push = new_push()
+    content.pushes.missing(push, ObjectKind.CHUNK, b"")
+    if when == "before the proof":
+        content.index.condemn(ObjectKind.CHUNK, chunks[:2], at_ms=1, mark=1)
+    proof = content.pushes.prove(push, tree.request())
+    assert not isinstance(proof, Artifact)
+    if when == "after the proof":
+        content.index.condemn(ObjectKind.CHUNK, chunks[:2], at_ms=1, mark=1)
+    content.pushes.remember(proof)
+    assert all(content.index.has(ObjectKind.CHUNK, chunks))
+    assert content.index.condemned(limit=9) == []
+    content.index.condemn(ObjectKind.CHUNK, chunks[:2], at_ms=1, mark=1)
+    content.index.drop(content.index.condemned(limit=9))
+    with pytest.raises(SnapshotIncomplete):
+        content.pushes.prove(push, tree.request("again"))
