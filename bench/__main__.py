@@ -18,7 +18,7 @@ from bench.scratch import lacks_journal, scratch_dir
 from bench.steps import TITLES
 
 CORPORA = ("python", "javascript")
-SCENARIOS = ("flips", "start", "index", "bigfile", "manyfiles", "hotrange")
+SCENARIOS = ("flips", "start", "index", "bigfile", "manyfiles", "hotrange", "gcpush")
 
 
 def main() -> None:
@@ -116,6 +116,10 @@ def _scenario(name: str, wanted: argparse.Namespace) -> None:
         from bench import hot_range
 
         hot_range.run(wanted.rounds)
+    elif name == "gcpush":
+        from bench import gc_push
+
+        gc_push.run()
 
 
 if __name__ == "__main__":
