@@ -67,6 +67,8 @@ class Proof(NamedTuple):
     """The index's count of losses when the proof began; None if something that it found is condemned."""
     sealed_ms: int
     """When its layouts were written, on the clock of leases."""
+    more: bool
+    """Whether the push keeps its lease, because further commits of it follow."""
 
 
 class Remembered(NamedTuple):
@@ -234,6 +236,7 @@ class PushService:
             read_bytes=sum(commit.read),
             losses=losses,
             sealed_ms=sealed_ms,
+            more=request.more,
         )
 
     def _find_whole(self, push: PushId, name: ArtifactName | None, request: CommitRequest) -> Proof | None:
@@ -245,7 +248,7 @@ class PushService:
         if tree is None:
             return None
         artifact = NewArtifact(push, name, "tree", digest, tuple(request.labels), tree.size_bytes, tree.files)
-        return Proof(push, artifact, [], [], [], [], 0, tree.losses, self._clock.boottime_ms())
+        return Proof(push, artifact, [], [], [], [], 0, tree.losses, self._clock.boottime_ms(), request.more)
 
     def _seal_layouts(self, proven: Sequence[tuple[bytes, Location]]) -> Iterator[SealedPack]:
         """Write layouts that have been proven into packs of the store's own."""
@@ -332,7 +335,8 @@ class PushService:
             self._refuse_stale(remembered.revived_ms)
             added = self._artifacts.add(artifact, by=by)
         # A retry finds the artifact; nobody waits for the lease of a push that is done.
-        self.sessions.end(remembered.proof.push)
+        if not remembered.proof.more:
+            self.sessions.end(remembered.proof.push)
         return added
 
     def commit(

@@ -15,12 +15,13 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True)
 
 
 class CommitRequest(Request, frozen=True, kw_only=True):
-    """``POST /v1/pushes/{id}/commit``"""
+    """``POST /v1/pushes/{id}/commit``.  ``more`` says that further commits of the same push follow."""
 
     kind: Literal["tree", "blob"]
     digest: str
     name: str | None = None
     labels: list[Label] = []
+    more: bool = False
 
 
 class Artifact(Answer, frozen=True, kw_only=True):

@@ -265,10 +265,12 @@ class _Import:
     async def commit(self, sender: ImportPush) -> list[Artifact]:
         """Have the server prove every tree and blob, and record it."""
         done = []
-        for artifact in self.manifest.artifacts:
+        last = len(self.manifest.artifacts) - 1
+        for number, artifact in enumerate(self.manifest.artifacts):
             labels = [Label(k, v) for k, v in artifact.labels]
             name = None if artifact.name is None else str(artifact.name)
-            request = CommitRequest(kind=artifact.kind, digest=str(artifact.digest), name=name, labels=labels)
+            digest, more = str(artifact.digest), number < last
+            request = CommitRequest(kind=artifact.kind, digest=digest, name=name, labels=labels, more=more)
             try:
                 done.append(await sender.commit(request))
             except SnapshotIncomplete as error:
