@@ -104,16 +104,6 @@ def bench(scratch: Path) -> Iterator[Bench]:
     print(f"\n{made.lives} lives with a fault each, {made.states} distinct states opened and judged")
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """In memory where the machine has such a place: the power cut is simulated, so a real disk would only be waited for."""
-    if not os.path.isdir("/dev/shm"):
-        yield tmp_path_factory.mktemp("scratch")
-        return
-    with tempfile.TemporaryDirectory(prefix="casstore-test-", dir="/dev/shm") as directory:
-        yield Path(directory)
-
-
 def run_all(bench: Bench, effect: Effect, *, for_good: bool) -> None:
     for at, name in enumerate(bench.calls):
         if effect is not Effect.HALF or name == "write":
