@@ -10,6 +10,7 @@ import random
 from functools import cache
 
 _counts: dict[str, int] = {}
+_lives: dict[str, int] = {}
 _notes: list[str] = []
 
 
@@ -31,6 +32,11 @@ def count_states(scenario: str, number: int) -> None:
     _counts[scenario] = _counts.get(scenario, 0) + number
 
 
+def count_life(scenario: str) -> None:
+    """A process lived with a fault in it; what it left may have been judged before."""
+    _lives[scenario] = _lives.get(scenario, 0) + 1
+
+
 def note(line: str) -> None:
     """Something else to be told at the end."""
     _notes.append(line)
@@ -40,5 +46,8 @@ def summary() -> list[str]:
     """Lines for a person; none if nothing was counted."""
     lines = []
     if _counts:
-        lines.append(f"{sum(_counts.values())} states: " + ", ".join(f"{n} {what}" for what, n in _counts.items()))
+        lines.append(f"{sum(_counts.values())} states were made and judged:")
+    for what, number in _counts.items():
+        lives = f" that {_lives[what]} lives with a fault have left" if what in _lives else ""
+        lines.append(f"  {number} states: {what}{lives}")
     return lines + _notes
