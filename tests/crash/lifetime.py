@@ -75,6 +75,27 @@ class Sending(NamedTuple):
     data: bytes
 
 
+def sending_of(name: str) -> Sending:
+    """The push of a release, always the same."""
+    tree = build_tree(release(name))
+    ids = hashlib.sha256(name.encode()).digest()
+    [(pack, data)] = encode_packs(tree.objects(), pack=PackId(ids[16:]))
+    return Sending(PushId(ids[:16]), tree, pack, data)
+
+
+def send_pack(store: Store, sending: Sending, push: PushId | None = None) -> None:
+    """Ask what is missing, and send everything."""
+    push = push or sending.push
+    store.pushes.missing(push, ObjectKind.CHUNK, b"".join(sending.tree.chunks))
+    ingest = store.pushes.begin_pack(push, sending.pack)
+    try:
+        for at in range(0, len(sending.data), _PIECE_BYTES):
+            ingest.feed(sending.data[at : at + _PIECE_BYTES])
+        ingest.finish()
+    finally:
+        ingest.abort()
+
+
 class Script:
     """What is asked of a store, the same in every run.
 
@@ -88,11 +109,8 @@ class Script:
         self.documents: dict[str, bytes] = {}
         self._signed: dict[str, SignedSubmission] = {}
         for name in ("one", "two", "three"):
-            tree = build_tree(release(name))
-            ids = hashlib.sha256(name.encode()).digest()
-            [(pack, data)] = encode_packs(tree.objects(), pack=PackId(ids[16:]))
-            self.sendings[f"push {name}"] = Sending(PushId(ids[:16]), tree, pack, data)
-            component = Component(ComponentName("app"), "tree", tree.digest)
+            sending = self.sendings[f"push {name}"] = sending_of(name)
+            component = Component(ComponentName("app"), "tree", sending.tree.digest)
             self.documents[f"publish {name}"] = encode_snapshot(Snapshot(components=(component,)))
         self.snapshots = {step.split()[1]: snapshot_digest(data) for step, data in self.documents.items()}
         one, two, three = (self.snapshots[name] for name in ("one", "two", "three"))
@@ -142,14 +160,7 @@ class Script:
 
     def _push(self, store: Store, step: str) -> Artifact:
         sending = self.sendings[step]
-        store.pushes.missing(sending.push, ObjectKind.CHUNK, b"".join(sending.tree.chunks))
-        ingest = store.pushes.begin_pack(sending.push, sending.pack)
-        try:
-            for at in range(0, len(sending.data), _PIECE_BYTES):
-                ingest.feed(sending.data[at : at + _PIECE_BYTES])
-            ingest.finish()
-        finally:
-            ingest.abort()
+        send_pack(store, sending)
         return store.pushes.commit(sending.push, sending.tree.request(step.split()[1]), by="builder")
 
 
@@ -289,7 +300,7 @@ def read_tree(store: Store, digest: TreeDigest) -> dict[bytes, bytes | File | Li
     return found
 
 
-def _as_files(files: Mapping[bytes, bytes | File | Link]) -> dict[bytes, File | Link]:
+def as_files(files: Mapping[bytes, bytes | File | Link]) -> dict[bytes, File | Link]:
     return {path: File(item) if isinstance(item, bytes) else item for path, item in files.items()}
 
 
@@ -326,7 +337,7 @@ def check_answered(store: Store, life: Life) -> None:
     assert {str(life.script.sendings[step].tree.digest) for step in PUSHES if step in life.answered} <= trees
     for step, sending in life.script.sendings.items():
         if str(sending.tree.digest) in trees:
-            assert read_tree(store, sending.tree.digest) == _as_files(release(step.split()[1]))
+            assert read_tree(store, sending.tree.digest) == as_files(release(step.split()[1]))
             trees.discard(str(sending.tree.digest))
     assert not trees
     token = life.answered.get("make a token")
