@@ -30,7 +30,7 @@ from casstore.storage.local.index_rows import (
     rows_behind,
     sorted_ids,
 )
-from casstore.storage.local.lmdb_env import Database, add_missing_tables, create_environment
+from casstore.storage.local.lmdb_env import Database, add_missing_tables, create_environment, verify_closed
 from casstore.storage.roles import FileProof, FrameRow, Location, PackRecord
 
 _DIRECTORY: Final = "index"
@@ -74,6 +74,16 @@ class LocalChunkIndex(CollectionTables):
             As :func:`casstore.storage.local.lmdb_env.add_missing_tables`.
         """
         return add_missing_tables(os.path.join(directory, _DIRECTORY), files, TABLES, "index", dry_run=dry_run)
+
+    @staticmethod
+    def verify_closed(directory: str, files: Files) -> None:
+        """Do what :meth:`verify_storage` does, before the index of a store directory is opened.
+
+        Raises:
+            NotInitialised: there is none.
+            DamagedObject, Unavailable: as :meth:`verify_storage`.
+        """
+        verify_closed(os.path.join(directory, _DIRECTORY), files, "index")
 
     def has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
         """See the role."""
@@ -207,6 +217,10 @@ class LocalChunkIndex(CollectionTables):
     def copy_to(self, descriptor: int) -> None:
         """See the role :class:`~casstore.storage.roles.Copyable`."""
         self._environment.copy_to(descriptor)
+
+    def verify_storage(self) -> None:
+        """See the role."""
+        self._environment.verify()
 
     def close(self) -> None:
         """See the role."""

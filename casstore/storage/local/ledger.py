@@ -22,6 +22,7 @@ from casstore.storage.local.lmdb_env import (
     Transaction,
     add_missing_tables,
     create_environment,
+    verify_closed,
 )
 from casstore.storage.roles import Table
 
@@ -71,6 +72,16 @@ class LocalLedger:
             os.path.join(directory, _DIRECTORY), files, list(_NAMES.values()), "ledger", dry_run=dry_run
         )
 
+    @staticmethod
+    def verify_closed(directory: str, files: Files) -> None:
+        """Do what :meth:`verify_storage` does, before the ledger of a store directory is opened.
+
+        Raises:
+            NotInitialised: there is none.
+            DamagedObject, Unavailable: as :meth:`verify_storage`.
+        """
+        verify_closed(os.path.join(directory, _DIRECTORY), files, "ledger")
+
     @contextmanager
     def read(self) -> Iterator[LocalLedgerView]:
         """See the role."""
@@ -98,6 +109,10 @@ class LocalLedger:
     def copy_to(self, descriptor: int) -> None:
         """See the role :class:`~casstore.storage.roles.Copyable`."""
         self._environment.copy_to(descriptor)
+
+    def verify_storage(self) -> None:
+        """See the role."""
+        self._environment.verify()
 
     def close(self) -> None:
         """See the role."""
