@@ -180,8 +180,9 @@ def verify_closed(path: str, files: Files, what: str) -> None:
 def _check_pages(files: Files, data: str, what: str, transaction: int | None) -> bool:
     descriptor = files.open_read(data)
     try:
+        size = files.stat(data).st_size
         return check_pages(
-            lambda offset, length: files.pread(descriptor, length, offset), data, what, transaction=transaction
+            lambda offset, length: files.pread(descriptor, length, offset), size, data, what, transaction=transaction
         )
     finally:
         files.close(descriptor)

@@ -72,11 +72,14 @@ class _Fault(Exception):
     """A page that is not what it should be."""
 
 
-def check_pages(read: Read, path: str, what: str, *, transaction: int | None = None, seen: Seen | None = None) -> bool:
+def check_pages(
+    read: Read, size: int, path: str, what: str, *, transaction: int | None = None, seen: Seen | None = None
+) -> bool:
     """Hold every page that a transaction can reach against what leads to it.
 
     Args:
         read: reads the data file.
+        size: of the data file, in bytes.
         path: of the data file, for the message.
         what: "index" or "ledger", for the message.
         transaction: the one whose pages are kept from being used again, by a reader of it; None for the newest of a file
@@ -100,7 +103,7 @@ def check_pages(read: Read, path: str, what: str, *, transaction: int | None = N
             if not found:
                 return False
             chosen = found[0]
-        _Walk(read, chosen, seen).run()
+        _Walk(read, size, chosen, seen).run()
     except (_Fault, struct.error, IndexError) as error:
         raise _damaged(path, what, str(error) or repr(error)) from error
     return True
@@ -191,16 +194,13 @@ _Row = tuple[int, bytes, bytes, int]
 class _Walk:
     """One pass over everything that a meta page leads to."""
 
-    def __init__(self, read: Read, meta: Meta, seen: Seen | None) -> None:
+    def __init__(self, read: Read, size: int, meta: Meta, seen: Seen | None) -> None:
         self._read = read
         self._meta = meta
         self._seen = seen
         self._size = meta.free.pad
-        if not 1 <= meta.last_page < 1 << 32:
-            raise _Fault(f"the last page is said to be {meta.last_page}")
-        if read((meta.last_page + 1) * self._size - 1, 1) == b"":
-            raise _Fault(f"the file ends before its last page, {meta.last_page}")
-        self._used = bytearray(meta.last_page + 1)
+        # Pages at the end that were taken and given back in one transaction are never written.
+        self._used = bytearray(min(size // self._size, meta.last_page + 1))
         self._use(0, 2, "a meta page")
 
     def run(self) -> None:
@@ -220,20 +220,27 @@ class _Walk:
 
     def _check_free(self) -> None:
         free = bytearray(len(self._used))
+        is_last_free = False
         for _, key, value, _ in self._rows(_FREE, self._meta.free):
             (transaction,) = _NUMBER.unpack(key)
             (count,) = _NUMBER.unpack_from(value)
-            if transaction > self._meta.transaction or (count + 1) * 8 > len(value):
+            if transaction > self._meta.transaction or (count + 1) * _NUMBER.size > len(value):
                 raise _Fault(f"the free list has a row of transaction {transaction} with {count} pages")
-            before = len(free)
-            for page in struct.unpack_from(f"<{count}Q", value, 8):
-                if not 2 <= page < before or free[page]:
+            before = self._meta.last_page + 1
+            for page in struct.unpack_from(f"<{count}Q", value, _NUMBER.size):
+                if not 2 <= page < before or (page < len(free) and free[page]):
                     raise _Fault(f"the free list names page {page} out of order, or twice")
-                free[page] = 1
+                if page < len(free):
+                    free[page] = 1
+                is_last_free |= page == self._meta.last_page
                 before = page
         for page, (is_used, is_free) in enumerate(zip(self._used, free, strict=True)):
             if is_used and is_free:
                 raise _Fault(f"page {page} is in use and in the free list")
+        # A last page that is too high would let the file grow to it with holes.
+        last = self._meta.last_page
+        if not is_last_free and not (last < len(self._used) and self._used[last]):
+            raise _Fault(f"the last page is said to be {last}, and nothing uses that one")
 
     def _use(self, page: int, count: int, what: str) -> None:
         if count < 1 or page + count > len(self._used):
