@@ -23,6 +23,7 @@ from tests.crash.lifetime import as_files, read_tree, release, sending_of
 
 # What a crash may leave behind, and nothing else.
 NOTICES: Final = frozenset({"orphan-pack", "unfinished-push"})
+HOUR_MS: Final = 3_600_000
 
 
 class Step(NamedTuple):
@@ -32,6 +33,8 @@ class Step(NamedTuple):
     do: Callable[[Store], object]
     is_atomic: bool = True
     """It happens whole or not at all, to whoever looks."""
+    hours: float = 0
+    """How much time passes before it."""
 
 
 class Scenario(NamedTuple):
@@ -65,6 +68,7 @@ class StepLife:
         try:
             for step in scenario.steps:
                 self.asked += 1
+                pass_time(store, step)
                 if not self._do(store, step):
                     break
                 self.answered += 1
@@ -145,15 +149,19 @@ class StepWorld:
 
     def judge(self, directory: str, life: StepLife) -> None:
         scenario = self.scenario
+        steps = scenario.steps
         with open_store(directory, Files(), seed=3) as store:
+            for step in steps[: life.asked]:
+                pass_time(store, step)
             self._fsck(store)
             scenario.promise(store)
             found = scenario.observe(store)
             allowed = self.chain[life.answered : life.asked + 1]
-            step = scenario.steps[life.asked - 1] if life.asked else None
-            if step is None or step.is_atomic or life.answered == life.asked:
+            if life.answered == life.asked or steps[life.answered].is_atomic:
                 assert found in allowed, f"after {life.told()}: {found}"
-            for step in scenario.steps[life.answered :]:
+            for number, step in enumerate(steps[life.answered :], life.answered):
+                if number >= life.asked:
+                    pass_time(store, step)
                 step.do(store)
             assert scenario.observe(store) == self.chain[-1]
             scenario.promise(store)
@@ -168,6 +176,12 @@ class StepWorld:
 def open_store(directory: str, files: Files, *, seed: int) -> Store:
     """Open a store in a world in which nothing is left to chance."""
     return Store.open(directory, clock=ManualClock(), files=files, randomness=random.Random(seed).randbytes)
+
+
+def pass_time(store: Store, step: Step) -> None:
+    """Let the time before a step pass."""
+    assert isinstance(store.clock, ManualClock)
+    store.clock.advance(int(step.hours * HOUR_MS))
 
 
 def check_artifacts(store: Store) -> None:
