@@ -32,7 +32,11 @@ WORKERS: Final = 2
 HANG_S: Final = 20
 DIED: Final = "found: the process died"
 FOUND: Final = "found by fsck"
+OPENED: Final = "found when opened"
+REFUSED: Final = "refused with a sentence"
 NO_EFFECT: Final = "without effect"
+PROVEN_AGAIN: Final = "without effect but that something is proven again"
+MEMOS: Final = frozenset({"memo", "file-memo"})
 NOT_FOUND: Final = "not found"
 WORSE: Final = "not found, and a commit made it worse"
 Rows = dict[tuple[str, bytes], bytes]
@@ -157,7 +161,7 @@ def judge(directory: Path, before: Rows, known: set[tuple[str, str]]) -> tuple[s
             return FOUND, sorted(new)[0][0]
         with Store.open(directory, clock=ManualClock(), randomness=random.Random(8).randbytes) as store:
             if store.read_only is not None:
-                return "found when opened", store.read_only
+                return OPENED, store.read_only
         after = read_rows(directory)
         if after == before:
             with Store.open(directory, clock=ManualClock(), randomness=random.Random(8).randbytes) as store:
@@ -173,8 +177,10 @@ def judge(directory: Path, before: Rows, known: set[tuple[str, str]]) -> tuple[s
                 else ("not found before a commit made it worse", str(new))
             )
     except CasstoreError as error:
-        return "refused with a sentence", error.code
+        return REFUSED, error.code
     tables = {table for (table, _), _ in {*before.items()} ^ {*after.items()}}
+    if tables <= MEMOS:
+        return PROVEN_AGAIN, ""
     return NOT_FOUND, ", ".join(sorted(tables))
 
 

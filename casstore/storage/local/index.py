@@ -119,7 +119,7 @@ class LocalChunkIndex(CollectionTables):
             else:
                 # It was about to be deleted, and came again under its own name.
                 number = self._rows.number(retired)
-                transaction.put(pack.pack, PACK.pack(*RETIRED.unpack(retired)[:3]), db=self._packs)
+                transaction.put(pack.pack, PACK.pack(*RETIRED.unpack_from(retired)[:3]), db=self._packs)
             for kind, database in self._kinds.items():
                 # Sorted, so that one pass over the tree touches each of its pages once.
                 rows = sorted(
@@ -217,10 +217,6 @@ class LocalChunkIndex(CollectionTables):
     def copy_to(self, descriptor: int) -> None:
         """See the role :class:`~casstore.storage.roles.Copyable`."""
         self._environment.copy_to(descriptor)
-
-    def verify_storage(self) -> None:
-        """See the role."""
-        self._environment.verify()
 
     def close(self) -> None:
         """See the role."""

@@ -224,7 +224,9 @@ class _Walk:
         for _, key, value, _ in self._rows(_FREE, self._meta.free):
             (transaction,) = _NUMBER.unpack(key)
             (count,) = _NUMBER.unpack_from(value)
-            if transaction > self._meta.transaction or (count + 1) * _NUMBER.size > len(value):
+            # A row that was made in reserve and not needed holds zeros.
+            fits = (count + 1) * _NUMBER.size == len(value) if count else not any(value)
+            if transaction > self._meta.transaction or not fits:
                 raise _Fault(f"the free list has a row of transaction {transaction} with {count} pages")
             before = self._meta.last_page + 1
             for page in struct.unpack_from(f"<{count}Q", value, _NUMBER.size):
