@@ -114,7 +114,15 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), name=pointers)
     def flip(self, data: st.DataObject, name: PointerName) -> None:
         snapshot = data.draw(st.sampled_from(list(self.published)))
-        self.note_flip(name, self.world.flip(name, snapshot, self.expect(name)))
+        self.flip_to(name, snapshot)
+
+    def flip_to(self, name: PointerName, snapshot: SnapshotDigest) -> None:
+        refused_with: tuple[type[CasstoreError], ...] = () if snapshot in self.whole() else (SnapshotIncomplete,)
+        try:
+            answer = self.world.flip(name, snapshot, self.expect(name))
+        except refused_with:
+            return
+        self.note_flip(name, answer)
 
     @rule(name=pointers)
     def rollback(self, name: PointerName) -> None:
@@ -166,7 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
         at=st.integers(0, 60),
         effect=st.sampled_from([Effect.HALF, Effect.ALL]),
         loss=losses,
-        what=st.sampled_from(["push", "publish", "flip"]),
+        what=st.sampled_from(["push", "publish", "flip", "collect"]),
         data=st.data(),
     )
     def die_in(self, at: int, effect: Effect, loss: Loss, what: str, data: st.DataObject) -> None:
@@ -202,7 +210,7 @@ class StoreMachine(RuleBasedStateMachine):
         def flip() -> None:
             snapshot = data.draw(st.sampled_from(list(self.published)))
             self.doubt = ("flip", pointer, str(snapshot))
-            self.note_flip(pointer, self.world.flip(pointer, snapshot, self.expect(pointer)))
+            self.flip_to(pointer, snapshot)
 
         found: dict[str, Callable[[], None]] = {"push": push}
         if self.artifacts:
@@ -217,7 +225,7 @@ class StoreMachine(RuleBasedStateMachine):
             case ("push", name, letters):
                 for artifact in self.world.store.artifacts.list().artifacts:
                     if artifact.number not in self.artifacts:
-                        self.artifacts[artifact.number] = (name, letters)
+                        self.note_artifact(artifact.number, name, letters)
                         self.doubts += 1
             case ("flip", pointer, snapshot):
                 found = self.current(pointer)
@@ -246,13 +254,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     def kept(self) -> set[frozenset[str]]:
         """The trees that must be there."""
-        return {letters for _, letters in self.artifacts.values()} | set(self.published.values())
+        return {letters for _, letters in self.artifacts.values()} | {self.published[digest] for digest in self.whole()}
+
+    def whole(self) -> set[SnapshotDigest]:
+        """The snapshots whose content must be there."""
+        return set(self.published)
 
     def look_whole(self) -> None:
         """Everything reads back, and fsck finds nothing."""
         for letters in self.kept():
             self.world.verify_tree(letters)
-        for snapshot in self.published:
+        for snapshot in self.whole():
             assert self.world.store.snapshots.completeness(snapshot).complete
         report = self.world.store.fsck(full=True)
         assert report.ok, report.findings
@@ -261,7 +273,7 @@ class StoreMachine(RuleBasedStateMachine):
             if flips:
                 items = self.world.store.pointers.read.history(name).items
                 assert [(item.flip, item.to) for item in reversed(items)] == flips[-100:]
-        count_states("store of the state machine", 1)
+        count_states(type(self).__name__, 1)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
