@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from casstore.errors import CasstoreError
 from tests.crash.faulty import Effect, Fault, FaultyFiles, Loss, Picture, fingerprint, picture_of, restore
 from tests.support.tally import chance_of, count_life, count_states
+
+LOOKS: Final = frozenset({"listdir", "stat"})
 
 
 class Told(Protocol):
@@ -77,6 +79,8 @@ class Enumeration(Generic[TLife]):
         return [
             Fault(at, effect, for_good)
             for at, name in enumerate(self.calls)
+            # In a long run of the same look, the first and the last few stand for the others.
+            if name not in LOOKS or set(self.calls[max(0, at - 3) : at + 4]) != {name}
             for effect in Effect
             if effect is not Effect.HALF or name == "write"
             for for_good in (False, True)
