@@ -151,18 +151,21 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
-        """A byte of a pack turns over: fsck names the pack, and is content once the byte is back."""
+        """A bit of a pack turns over: fsck names the pack, and is content once the bit is back."""
         packs = sorted(Path(self.world.directory, "packs").rglob("*.pack"))
         if packs:
             pack = data.draw(st.sampled_from(packs))
             content = pack.read_bytes()
             at = data.draw(st.integers(0, len(content) - 1))
             pack.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-            report = self.world.store.fsck(full=True)
-            is_known = any(record.pack.hex() == pack.stem for record in self.world.store.packs.index.packs(limit=1000))
-            assert report.ok != is_known
-            assert not is_known or any(pack.stem in finding.where for finding in report.findings)
-            pack.write_bytes(content)
+            try:
+                report = self.world.store.fsck(full=True)
+            finally:
+                pack.write_bytes(content)
+            named = [finding for finding in report.findings if pack.stem in finding.where]
+            assert named, "whether it is in use, left over, or unknown to the index"
+            # What lies there twice, and is read elsewhere, is no error.
+            assert report.ok == ({finding.code for finding in named} <= {"dead-frame", "orphan-pack"})
 
     @rule(loss=losses)
     def die(self, loss: Loss) -> None:
