@@ -28,8 +28,8 @@ from tests.support.treebuild import read_directory
 
 POINTERS: Final = ("prod/api", "prod/web")
 PUSHERS: Final = 2
-LOAD_MAX_S: Final = 0.5
-"""The longest time that a server goes on before it ends, once its clients work."""
+LOAD_MAX_S: Final = 0.6
+"""The longest time that a server is under load before it ends."""
 RETRY_MAX_S: Final = 60
 """How long a client that outlives the server is waited for; its own retries end before."""
 FSCK_EVERY: Final = 20
@@ -37,6 +37,17 @@ FSCK_EVERY: Final = 20
 PULLED_EACH_TIME: Final = 3
 """Of what was acknowledged since the restart before, pulled and compared after this one."""
 PULLERS_AT_THE_END: Final = 4
+SETTINGS: Final = """
+[gc]
+interval_s = 0
+[retention]
+history_days = 0
+snapshot_days = 0
+artifact_days = 0
+keep_artifacts = 0
+"""
+"""Everything that no pointer names is condemned at once, and revived when it is pushed or published again; its grace is longer
+than any siege, so what was acknowledged must be there all the same."""
 _LIST_MAX: Final = 1000
 
 
@@ -112,7 +123,17 @@ class Siege:
         self.journal = Journal(scratch / "journal")
         self.trust = TrustStore(self.created.trust, scratch / "trust")
         self.counts = dict.fromkeys(
-            ("kills under load", "kills while opening", "stops", "pulls", "in doubt", "outlived", "fsck runs"), 0
+            (
+                "kills under load",
+                "kills while opening",
+                "stops",
+                "pulls",
+                "in doubt",
+                "outlived",
+                "fsck runs",
+                "collections",
+            ),
+            0,
         )
         self._is_over = False
         self._number = 0
@@ -120,6 +141,9 @@ class Siege:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._listen = f"127.0.0.1:{probe.getsockname()[1]}"
+        settings = scratch / "settings.toml"
+        settings.write_text(SETTINGS)
+        self._arguments = ("--listen", self._listen, "--settings", str(settings))
 
     @property
     def kills(self) -> int:
@@ -127,7 +151,7 @@ class Siege:
         return self.counts["kills under load"] + self.counts["kills while opening"]
 
     def start(self) -> ServerProcess:
-        return ServerProcess(self.store, self.created, "--listen", self._listen)
+        return ServerProcess(self.store, self.created, *self._arguments)
 
     def client(self) -> AsyncClient:
         return AsyncClient(
@@ -199,6 +223,14 @@ class Siege:
                     answer = await client.rollback(name, expect=expect, leave_bad=False, leave_hold=False)
                     expect = journal.note_flip(name, answer.entry, str(answer.pointers[0].snapshot))
 
+    async def collect(self) -> None:
+        """An operator who is impatient."""
+        async with self.client() as client:
+            while not self._is_over:
+                await client.gc()
+                self.counts["collections"] += 1
+                await asyncio.sleep(self.random.uniform(0, 0.1))
+
     # --- the ends ----------------------------------------------------------------------------------------------------
 
     async def besiege(self, server: ServerProcess) -> ServerProcess | None:
@@ -212,7 +244,7 @@ class Siege:
         stops = self.random.random() < 0.1
         flippers = [asyncio.create_task(self._until_over(self.flip(name))) for name in POINTERS]
         others = [asyncio.create_task(self._until_over(self.push())) for _ in range(PUSHERS)]
-        others.append(asyncio.create_task(self._until_over(self.pull())))
+        others += [asyncio.create_task(self._until_over(work)) for work in (self.pull(), self.collect())]
         tasks = [*flippers, *others]
         # Nobody ends before the server does, unless something is wrong.
         moment = asyncio.create_task(self._wait_for_the_moment())
@@ -243,18 +275,11 @@ class Siege:
         return following
 
     async def _wait_for_the_moment(self) -> None:
-        """Mostly until work goes well, then some time; in a third of the cases on from there until something is acknowledged,
-        to the millisecond.
-        """
-        if self.random.random() < 0.8:
-            await self._acknowledged()
-        await asyncio.sleep(self.random.uniform(0, LOAD_MAX_S))
+        """Some time; and in a third of the cases on from there until something is acknowledged, to the millisecond."""
+        await asyncio.sleep(self.random.uniform(0.02, LOAD_MAX_S))
         if self.random.random() < 1 / 3:
-            await self._acknowledged()
-
-    async def _acknowledged(self) -> None:
-        self.journal.noted.clear()
-        await self.journal.noted.wait()
+            self.journal.noted.clear()
+            await self.journal.noted.wait()
 
     async def _until_over(self, work: Coroutine[Any, Any, None]) -> None:
         try:
