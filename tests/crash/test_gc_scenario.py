@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from casstore.engine.gc.retention import Retention
 
+from casstore.engine.gc.retention import Retention
 from casstore.errors import OutcomeUnknown
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId, PushId
@@ -40,8 +40,9 @@ def fill(store: Store) -> None:
     [(pack, data)] = encode_packs(objects, pack=BOTH)
     send_pack(store, ONE._replace(pack=pack, data=data))
     commit(store, ONE, "one")
-    # The layouts are known to the push that has brought them.
-    store.pushes.commit(ONE.push, TWO.tree.request("two"), by="builder")
+    # The pack is there; sent again, its layouts are known to the second push too.
+    send_pack(store, TWO._replace(pack=pack, data=data))
+    commit(store, TWO, "two")
     send_pack(store, THREE)
     commit(store, THREE, "three")
 

@@ -145,8 +145,10 @@ def promise(store: Store) -> None:
 
 
 def excuse(finding: Finding) -> bool:
-    """A frame that nothing needs any more stays in its pack until that goes."""
-    return finding.code == "index-row" and finding.found == "not in the index"
+    """What was put into quarantine here is told.  A frame that nothing needs any more stays in its pack until that goes; that
+    something was dropped is known to collections, and here it was dropped by hand.
+    """
+    return finding.code == "quarantined" or (finding.code == "index-row" and finding.found == "not in the index")
 
 
 STEPS: Final = [

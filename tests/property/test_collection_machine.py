@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from casstore.engine.gc.retention import DAY_MS, Retention
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 
+from casstore.engine.gc.retention import DAY_MS, Retention
 from casstore.ids import SnapshotDigest
 from tests.property.test_store_machine import LONG, SHORT, StoreMachine
 from tests.support.storeworld import tree_of
