@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+KILLS ?= 1000
 
-.PHONY: demo test check bench slow build lock clean help
+.PHONY: demo test check bench slow crash build lock clean help
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,9 @@ test: $(VENV)/dev.stamp ## Run the tests (under five minutes on two cores)
 
 slow: $(VENV)/dev.stamp ## Run the bounded long runs
 	$(BIN)/python -m pytest $(TESTS) -m slow
+
+crash: $(VENV)/dev.stamp ## Kill a real server under load, KILLS times (1000)
+	CASSTORE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash/test_kill.py -m slow
 
 check: $(VENV)/dev.stamp ## Lint, format, types, layers
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from casstore.engine.artifacts import ArtifactService
 from casstore.engine.findings import Findings
 from casstore.engine.fsck import fsck_content
 from casstore.engine.fsck_ledger import fsck_ledger
+from casstore.engine.fsck_storage import report_damaged_storage, verify_storage
 from casstore.engine.log import LogHead
 from casstore.engine.packs import PackService
 from casstore.engine.pointers import SignedSubmission
@@ -167,11 +168,19 @@ def fsck_directory(
             origin = read_keys(home).log.name
         except CasstoreError as error:
             findings.damage(error, object="keys", where=home.path)
+        # ORDER: before LMDB follows a pointer in one of them: a damaged one can end the process.
+        damaged = home.verify_environments()
+        for fault in damaged:
+            report_damaged_storage(fault, findings)
+        if damaged:
+            return findings.report()
         try:
             parts = open_parts(home, stack)
         except CasstoreError as error:
             # Without its parts there is nothing to look at; what kept them shut is the finding.
             findings.damage(error, object="store", where=home.path)
+            return findings.report()
+        if not verify_storage([parts.index, parts.ledger], findings):
             return findings.report()
         heads: list[LogHead] = parts.heads.read_all()
         fsck_ledger(parts.ledger, heads, findings, origin=origin)

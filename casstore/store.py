@@ -30,6 +30,7 @@ from casstore.engine.diff import DiffService
 from casstore.engine.findings import Findings
 from casstore.engine.fsck import fsck_content
 from casstore.engine.fsck_ledger import fsck_ledger
+from casstore.engine.fsck_storage import verify_storage
 from casstore.engine.gc.lists import keep_list, read_list
 from casstore.engine.gc.retention import Retention
 from casstore.engine.gc.run import GcTimes, Ledgerside, Run, undo
@@ -104,6 +105,9 @@ class _GatedLedger:
         # ORDER: a scope around the whole transaction: what it relies on stays claimed until it is committed.
         with self._claims.scope(), self._ledger.write() as tx:
             yield tx
+
+    def verify_storage(self) -> None:
+        self._ledger.verify_storage()
 
     def close(self) -> None:
         self._ledger.close()
@@ -450,6 +454,8 @@ class Store:
         """
         findings = Findings()
         heads = self._parts.heads.read_all()
+        if not verify_storage([self._parts.index, self._parts.ledger], findings):
+            return findings.report()
         fsck_ledger(self._parts.ledger, heads, findings, origin=self.log.origin)
         fsck_content(self.packs, self.artifacts, self._parts.ledger, findings, full=full, pool=pool, width=width)
         return findings.report()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tally import summary
+
 
 @pytest.fixture(autouse=True)
 def own_cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -15,3 +17,9 @@ def own_cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", str(directory))
     monkeypatch.setenv("CASSTORE_CACHE_DIR", str(directory / "casstore"))
     return directory
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fault tests have tried."""
+    for line in summary():
+        terminalreporter.write_line(line)

@@ -30,7 +30,7 @@ from casstore.engine.proving import (
     tree_proof_key,
 )
 from casstore.engine.records import PointerRecord, SnapshotRecord, decode_record
-from casstore.errors import CasstoreError
+from casstore.errors import CasstoreError, DamagedObject
 from casstore.formats.layout import decode_layout, verify_layout_fits
 from casstore.formats.pack import ObjectKind
 from casstore.formats.snapshot import decode_snapshot
@@ -64,6 +64,23 @@ def fsck_content(
         pool: threads that help with ``full``.
         width: how many threads work at most.
     """
+    try:
+        _check_content(packs, artifacts, ledger, findings, full=full, pool=pool, width=width)
+    except DamagedObject as error:
+        # A row that cannot be read: what lies behind it was not looked at.
+        findings.damage(error, object="index", where="index")
+
+
+def _check_content(
+    packs: PackService,
+    artifacts: ArtifactService,
+    ledger: Ledger,
+    findings: Findings,
+    *,
+    full: bool,
+    pool: Executor | None,
+    width: int,
+) -> None:
     check_packs(packs, findings, full=full)
     check_locations(packs, findings)
     check_quarantine(packs, findings)

@@ -356,6 +356,15 @@ class ChunkIndex(Protocol):
         """Keep a small record (≤ 64 KiB); None removes it."""
         ...
 
+    def verify_storage(self) -> None:
+        """Hold what the rows lie in against itself, as far as this can be told without knowing what they mean.
+
+        Raises:
+            DamagedObject: it is damaged; nothing that is read from it can be relied on.
+            Unavailable: it cannot be read.
+        """
+        ...
+
     def close(self) -> None:
         """Close the index; idempotent."""
         ...
@@ -458,6 +467,15 @@ class Ledger(Protocol):
         Raises:
             OutcomeUnknown: the commit failed; the ledger is sealed and every later call raises the same.
             StoreFull: no space is left; nothing was written.
+        """
+        ...
+
+    def verify_storage(self) -> None:
+        """Hold what the rows lie in against itself, as far as this can be told without knowing what they mean.
+
+        Raises:
+            DamagedObject: it is damaged; nothing that is read from it can be relied on.
+            Unavailable: it cannot be read.
         """
         ...
 

@@ -1,6 +1,6 @@
 """A store's life as a build agent and a deployer lead it, and what must be true of the store after any death.
 
-:class:`Script` is what is asked: two pushes, two snapshots, two flips and a rollback, always the same bytes, signed once.
+:class:`Script` is what is asked: two pushes, two snapshots, two flips, a token and a rollback, always the same bytes, signed once.
 :class:`Life` is one process that is asked it in order; a step that fails is asked again, as a client does.
 :func:`check_store` opens what is left and holds it against what was answered.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from casstore.admin import Created, create_store
@@ -28,19 +28,28 @@ from casstore.hashing import blake3_256
 from casstore.ids import ComponentName, PackId, PointerName, PushId, TreeDigest
 from casstore.storage.local.files import Files
 from casstore.store import Store
-from casstore.wire import Artifact, Submitted
+from casstore.wire import Artifact, Submitted, Token
 from tests.support.treebuild import BuiltTree, File, Link, build_tree, encode_packs
 
 API: Final = PointerName("prod/api")
 WEB: Final = PointerName("prod/web")
 PUSHES: Final = ("push one", "push two")
 ACTS: Final = ("publish one", "flip to one", "publish two", "flip to two", "roll back")
-STEPS: Final = ("push one", "publish one", "flip to one", "push two", "publish two", "flip to two", "roll back")
+STEPS: Final = (
+    "push one",
+    "publish one",
+    "flip to one",
+    "make a token",
+    "push two",
+    "publish two",
+    "flip to two",
+    "roll back",
+)
 AFTERWARDS: Final = ("push three", "publish three", "flip web")
 """What the store must still take after whatever happened."""
 NOTICES: Final = frozenset({"orphan-pack", "unfinished-push"})
 """What a crash may leave behind, and nothing else."""
-Answer = Artifact | Submitted
+Answer = Artifact | Submitted | Token
 _PIECE_BYTES: Final = 40_000
 
 
@@ -66,6 +75,27 @@ class Sending(NamedTuple):
     data: bytes
 
 
+def sending_of(name: str) -> Sending:
+    """The push of a release, always the same."""
+    tree = build_tree(release(name))
+    ids = hashlib.sha256(name.encode()).digest()
+    [(pack, data)] = encode_packs(tree.objects(), pack=PackId(ids[16:]))
+    return Sending(PushId(ids[:16]), tree, pack, data)
+
+
+def send_pack(store: Store, sending: Sending, push: PushId | None = None) -> None:
+    """Ask what is missing, and send everything."""
+    push = push or sending.push
+    store.pushes.missing(push, ObjectKind.CHUNK, b"".join(sending.tree.chunks))
+    ingest = store.pushes.begin_pack(push, sending.pack)
+    try:
+        for at in range(0, len(sending.data), _PIECE_BYTES):
+            ingest.feed(sending.data[at : at + _PIECE_BYTES])
+        ingest.finish()
+    finally:
+        ingest.abort()
+
+
 class Script:
     """What is asked of a store, the same in every run.
 
@@ -79,11 +109,8 @@ class Script:
         self.documents: dict[str, bytes] = {}
         self._signed: dict[str, SignedSubmission] = {}
         for name in ("one", "two", "three"):
-            tree = build_tree(release(name))
-            ids = hashlib.sha256(name.encode()).digest()
-            [(pack, data)] = encode_packs(tree.objects(), pack=PackId(ids[16:]))
-            self.sendings[f"push {name}"] = Sending(PushId(ids[:16]), tree, pack, data)
-            component = Component(ComponentName("app"), "tree", tree.digest)
+            sending = self.sendings[f"push {name}"] = sending_of(name)
+            component = Component(ComponentName("app"), "tree", sending.tree.digest)
             self.documents[f"publish {name}"] = encode_snapshot(Snapshot(components=(component,)))
         self.snapshots = {step.split()[1]: snapshot_digest(data) for step, data in self.documents.items()}
         one, two, three = (self.snapshots[name] for name in ("one", "two", "three"))
@@ -125,20 +152,15 @@ class Script:
         """Have one step done; asked again, it must not be done twice."""
         if step in self.sendings:
             return self._push(store, step)
+        if step == "make a token":
+            return store.tokens.create("ci", ["operate"])
         if step in self.documents:
             return store.publish_snapshot(self.documents[step], self._sign(store, step))
         return store.submit(self._sign(store, step))
 
     def _push(self, store: Store, step: str) -> Artifact:
         sending = self.sendings[step]
-        store.pushes.missing(sending.push, ObjectKind.CHUNK, b"".join(sending.tree.chunks))
-        ingest = store.pushes.begin_pack(sending.push, sending.pack)
-        try:
-            for at in range(0, len(sending.data), _PIECE_BYTES):
-                ingest.feed(sending.data[at : at + _PIECE_BYTES])
-            ingest.finish()
-        finally:
-            ingest.abort()
+        send_pack(store, sending)
         return store.pushes.commit(sending.push, sending.tree.request(step.split()[1]), by="builder")
 
 
@@ -187,6 +209,10 @@ class Life:
         finally:
             store.close()
 
+    def told(self) -> Hashable:
+        """What was answered and what was asked."""
+        return frozenset(self.answered), frozenset(self.asked)
+
     def _open(self, directory: str, files: Files) -> Store | None:
         try:
             return self.script.open(directory, files, seed=self._seed)
@@ -225,7 +251,11 @@ class Life:
         """What a reader is shown now: what was answered, not more, or nothing at all."""
         published = store.log.published()
         assert self.shown.setdefault(published.size, published.root) == published.root
-        flips = [answer.entry for step, answer in self.answered.items() if "publish" not in step and "push" not in step]
+        flips = [
+            answer.entry
+            for step, answer in self.answered.items()
+            if step in ACTS and "publish" not in step and isinstance(answer, Submitted)
+        ]
         try:
             found = store.pointers.read.pointer(API).flip
         except OutcomeUnknown:
@@ -234,6 +264,21 @@ class Life:
             found = None
         # What the process before this one did in doubt may be shown as well.
         assert found == max(flips, default=None) or self.asked - set(self.answered)
+
+
+class LifeWorld:
+    """Implements :class:`tests.crash.enumeration.World`: the life above."""
+
+    name = "push, publish, flip, token, roll back"
+
+    def prepare(self, directory: str) -> None:
+        self.script = Script(directory)
+
+    def live(self, directory: str, files: Files, *, is_disk_dead: bool) -> Life:
+        return Life(self.script, directory, files, is_disk_dead=is_disk_dead)
+
+    def judge(self, directory: str, life: Life) -> None:
+        check_store(directory, life)
 
 
 def read_tree(store: Store, digest: TreeDigest) -> dict[bytes, bytes | File | Link]:
@@ -255,7 +300,7 @@ def read_tree(store: Store, digest: TreeDigest) -> dict[bytes, bytes | File | Li
     return found
 
 
-def _as_files(files: Mapping[bytes, bytes | File | Link]) -> dict[bytes, File | Link]:
+def as_files(files: Mapping[bytes, bytes | File | Link]) -> dict[bytes, File | Link]:
     return {path: File(item) if isinstance(item, bytes) else item for path, item in files.items()}
 
 
@@ -276,8 +321,10 @@ def check_store(directory: str, life: Life) -> None:
         for step in (*STEPS, *AFTERWARDS):
             answer = script.ask(store, step)
             if step in answered and step in ACTS:
+                before = answered[step]
                 assert isinstance(answer, Submitted)
-                assert (answer.replayed, answer.entry) == (True, answered[step].entry), step
+                assert isinstance(before, Submitted)
+                assert (answer.replayed, answer.entry) == (True, before.entry), step
         assert [item.flip for item in store.pointers.read.history(API).items] == [5, 4, 2]
         assert store.log.size == 1 + len(ACTS) + 2
         report = store.fsck()
@@ -290,9 +337,13 @@ def check_answered(store: Store, life: Life) -> None:
     assert {str(life.script.sendings[step].tree.digest) for step in PUSHES if step in life.answered} <= trees
     for step, sending in life.script.sendings.items():
         if str(sending.tree.digest) in trees:
-            assert read_tree(store, sending.tree.digest) == _as_files(release(step.split()[1]))
+            assert read_tree(store, sending.tree.digest) == as_files(release(step.split()[1]))
             trees.discard(str(sending.tree.digest))
     assert not trees
+    token = life.answered.get("make a token")
+    if token is not None:
+        assert isinstance(token, Token)
+        assert store.tokens.authenticate(token.secret or "").principal == "ci"
     _check_log(store, life)
 
 

@@ -1,16 +1,12 @@
 """One bit of what lies on the disk turns over, anywhere.
 
 The promise under test: nothing wrong is ever handed out as right, and fsck names the damage.  Packs and log entries are hashed
-from the first byte to the last, so every single bit shows.  The LMDB files hold free space and have no checksums of their own:
-there a bit is found, or nothing that was acknowledged differs.
+from the first byte to the last, so every single bit shows.  The LMDB
+files have tests of their own: :mod:`tests.crash.test_lmdb_flips`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import random
-import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +27,10 @@ from casstore.formats.pack import ObjectKind
 from casstore.formats.snapshot import Component, Snapshot, encode_snapshot
 from casstore.ids import ComponentName
 from casstore.storage.local.files import Files
-from casstore.store import Store
-from tests.crash.lifetime import Life, Script, check_answered
+from tests.crash.lifetime import Life, Script
 from tests.support.treebuild import Content, Link, build_tree, check, open_local
 
 Objects = dict[tuple[ObjectKind, bytes], bytes]
-FLIPS: int = 120
-FLIPS_SLOW: int = 1500
-"""In each LMDB file."""
-FLIP_TIMEOUT_S: int = 300
 
 
 class Small(NamedTuple):
@@ -51,8 +42,8 @@ class Small(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    directory = tmp_path_factory.mktemp("small") / "store"
+def small(scratch: Path) -> Small:
+    directory = scratch / "small"
     create_store(directory, clock=ManualClock())
     content, close = open_local(directory)
     tree = build_tree({b"a": b"some text " * 9, b"b": b"other", b"d/link": Link(b"../a")})
@@ -178,8 +169,8 @@ class Lived(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
-    directory = tmp_path_factory.mktemp("lived") / "store"
+def lived(scratch: Path) -> Lived:
+    directory = scratch / "lived"
     life = live(directory)
     with life.script.open(str(directory), Files(), seed=2) as store:
         entries = store.log_reader.raw_entries(0, 100)
@@ -236,65 +227,3 @@ def test_a_row_that_is_not_text_any_more_is_damage(row: bytes) -> None:
         decode_remembered(row)
     with pytest.raises(CasstoreError):
         check_token_row(b"0123456789abcdef", row)
-
-
-@pytest.mark.parametrize("name", ["ledger", "index"])
-@pytest.mark.parametrize("flips", [FLIPS, pytest.param(FLIPS_SLOW, marks=pytest.mark.slow)])
-def test_a_flipped_bit_in_an_lmdb_file_is_found_or_without_effect(tmp_path: Path, name: str, flips: int) -> None:
-    """No traceback and no other answer: an error with a sentence, a finding, or nothing that differs.
-
-    # KNOWN HOLE: LMDB maps the file and believes the offsets in its pages, so a flipped one may end the process with SIGBUS or
-    # SIGSEGV.  Whoever asked gets no answer, which is not a wrong one; the remedy is a backup.
-    """
-    progress = tmp_path / "progress"
-    ends: Counter[str] = Counter()
-    while (done := ends.total()) < flips:
-        process = multiprocessing.get_context("spawn").Process(
-            target=flip_lmdb, args=(tmp_path / f"from-{done}", name, range(done, flips), progress)
-        )
-        process.start()
-        process.join(FLIP_TIMEOUT_S)
-        if process.exitcode is None:
-            process.kill()
-        told = progress.read_text("utf-8").splitlines() if progress.exists() else []
-        progress.unlink(missing_ok=True)
-        assert process.exitcode in {0, -signal.SIGBUS, -signal.SIGSEGV}, f"exit {process.exitcode} after {told[-1:]}"
-        ends.update(line for line in told if not line.startswith("flip"))
-        ends["ended the process"] += process.exitcode != 0
-    print(f"\n{flips} bits of the {name}: {dict(ends)}")
-    assert ends["ended the process"] <= flips // 50
-
-
-def flip_lmdb(scratch: Path, name: str, numbers: range, progress: Path) -> None:
-    """The body of the test above, in a process of its own; writes down how each flip ended."""
-    directory = scratch / "store"
-    scratch.mkdir()
-    life = live(directory)
-    path = directory / name / "data.mdb"
-    good = path.read_bytes()
-    # Most of the file is zeros that nobody reads; those get an eighth of the flips.
-    written = [at for at, byte in enumerate(good) if byte]
-    with progress.open("a", encoding="utf-8", buffering=1) as told:
-        for number in numbers:
-            chance = random.Random(f"{name} {number}")
-            at = chance.choice(written) if number % 8 else chance.randrange(len(good))
-            bit = chance.randrange(8)
-            told.write(f"flip {number}: byte {at} bit {bit} of {name}\n")
-            flip_on_disk(path, at, bit)
-            told.write(judge_damaged(directory, life) + "\n")
-            path.write_bytes(good)
-    assert judge_damaged(directory, life) == "without effect"
-
-
-def judge_damaged(directory: Path, life: Life) -> str:
-    try:
-        report = fsck_directory(directory, full=True)
-        if not report.ok:
-            return "found by fsck"
-        with Store.open(directory, clock=ManualClock()) as store:
-            if store.read_only is not None:
-                return "found when opened"
-            check_answered(store, life)
-    except CasstoreError:
-        return "refused"
-    return "without effect"

@@ -7,16 +7,15 @@ flip that is half there.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from casstore.errors import CasstoreError, NotInitialised, OutcomeUnknown, StoreFull, StoreNotFound
+from casstore.errors import CasstoreError, OutcomeUnknown, StoreFull
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.files import Files
@@ -26,8 +25,10 @@ from casstore.storage.local.index import LocalChunkIndex
 from casstore.storage.local.ledger import LocalLedger
 from casstore.storage.local.packs import LocalPackStore
 from casstore.storage.roles import FrameRow, PackRecord, Table
-from tests.crash.faulty import Effect, Fault, FaultyFiles, Loss, fingerprint, picture_of, restore
+from tests.crash.enumeration import Enumeration
+from tests.crash.faulty import Effect, Fault, Loss
 
+SAMPLE = 100
 ROUNDS = 2
 FRAMES = 3
 KEY = b"the server's key\n"
@@ -120,22 +121,35 @@ class Session:
         return True
 
 
-def run_session(directory: str, files: Files) -> Session | None:
-    """A whole life of a process; None if it could not even open the store.  Only casstore's errors may escape a step."""
-    try:
-        session = Session(directory, files)
-    except CasstoreError:
-        return None
-    try:
-        session.run_step("key", 0, lambda _: session.home.write_key("log", KEY))
-        for number in range(ROUNDS):
-            session.run_round(number)
-        session.run_step("deleted", 0, lambda number: session.packs.delete(pack_of(99)))
-        if ("head", ROUNDS - 1) in session.acknowledged:
-            session.run_step("compacted", 0, lambda _: session.heads.compact(session.heads.read_all()[-1]))
-    finally:
-        session.close()
-    return session
+class SessionLife:
+    """What a process was told.  Only casstore's errors may escape a step."""
+
+    def __init__(self, directory: str, files: Files) -> None:
+        self.acknowledged: set[tuple[str, int]] = set()
+        self.errors: list[CasstoreError] = []
+        try:
+            session = Session(directory, files)
+        except CasstoreError as error:
+            self.errors.append(error)
+            return
+        self.acknowledged, self.errors = session.acknowledged, session.errors
+        with closing(session):
+            session.run_step("key", 0, lambda _: session.home.write_key("log", KEY))
+            for number in range(ROUNDS):
+                session.run_round(number)
+            session.run_step("deleted", 0, lambda number: session.packs.delete(pack_of(99)))
+            if ("head", ROUNDS - 1) in session.acknowledged:
+                session.run_step("compacted", 0, lambda _: session.heads.compact(session.heads.read_all()[-1]))
+
+    @classmethod
+    def of(cls, session: Session) -> SessionLife:
+        """The life of a session that someone else led."""
+        life = cls.__new__(cls)
+        life.acknowledged, life.errors = session.acknowledged, session.errors
+        return life
+
+    def told(self) -> Hashable:
+        return frozenset(self.acknowledged)
 
 
 def check_store(directory: str, acknowledged: set[tuple[str, int]]) -> None:
@@ -193,85 +207,49 @@ def check_store(directory: str, acknowledged: set[tuple[str, int]]) -> None:
         session.close()
 
 
-class Bench:
-    """A place to run one process after another, each from the same start, with a fault in each."""
+class StorageWorld:
+    """Implements :class:`tests.crash.enumeration.World`: an empty store with one old pack to delete."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.directory = str(scratch / "store")
-        self._left = str(scratch / "left")
-        self._checked: set[tuple[bytes, frozenset[tuple[str, int]]]] = set()
-        # The start: an empty store with one old pack to delete.
-        Home.create(self.directory, Files())
-        with closing(Session(self.directory, Files())) as session:
+    name = "packs, index, ledger and heads alone"
+
+    def prepare(self, directory: str) -> None:
+        Home.create(directory, Files())
+        with closing(Session(directory, Files())) as session:
             session.put_pack(99)
-        self._start = picture_of(self.directory)
-        # What a process does when nothing fails, operation by operation.
-        files, session_or_none = self.run(None)
-        assert session_or_none is not None
-        assert not session_or_none.errors
-        self.calls = files.calls
-        self.check(files, session_or_none.acknowledged)
 
-    def begin(self, fault: Fault | None) -> FaultyFiles:
-        restore(self._start, self.directory)
-        return FaultyFiles(self.directory, fault)
+    def live(self, directory: str, files: Files, *, is_disk_dead: bool) -> SessionLife:
+        return SessionLife(directory, files)
 
-    def run(self, fault: Fault | None) -> tuple[FaultyFiles, Session | None]:
-        files = self.begin(fault)
-        session = run_session(self.directory, files)
-        assert fault is None or files.has_failed
-        return files, session
-
-    def check(self, files: FaultyFiles, acknowledged: set[tuple[str, int]]) -> None:
-        """Whatever the next process may find, hold it against what was acknowledged."""
-        for loss in Loss:
-            picture = files.picture(loss)
-            key = (fingerprint(picture), frozenset(acknowledged))
-            if key in self._checked:
-                continue
-            restore(picture, self._left)
-            try:
-                check_store(self._left, acknowledged)
-            except (AssertionError, CasstoreError) as error:
-                what = files.calls[files.fault.at] if files.fault else "nothing"
-                raise AssertionError(f"{files.fault} in {what!r}, then {loss}: {error}") from error
-            self._checked.add(key)
+    def judge(self, directory: str, life: SessionLife) -> None:
+        check_store(directory, life.acknowledged)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"))
+def bench(scratch: Path) -> Enumeration[SessionLife]:
+    return Enumeration(scratch / "bench", StorageWorld())
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
-@pytest.mark.parametrize("effect", list(Effect), ids=lambda effect: effect.value)
-def test_any_operation_may_fail(bench: Bench, effect: Effect, for_good: bool) -> None:
+@pytest.mark.parametrize("sample", [SAMPLE, pytest.param(None, marks=pytest.mark.slow, id="all")])
+def test_any_operation_may_fail(bench: Enumeration[SessionLife], sample: int | None) -> None:
     """A failing disk or a crash at any point costs nobody what was acknowledged."""
     assert {"commit", "fsync", "fsync_dir", "link_new", "rename", "write", "unlink", "truncate"} <= set(bench.calls)
-    for at, name in enumerate(bench.calls):
-        if effect is not Effect.HALF or name == "write":
-            files, session = bench.run(Fault(at, effect, for_good))
-            bench.check(files, session.acknowledged if session else set())
+    bench.run_all(bench.faults() if sample is None else bench.sample(sample))
 
 
-def test_a_full_disk_costs_nothing_but_the_request(bench: Bench) -> None:
+def test_a_full_disk_costs_nothing_but_the_request(bench: Enumeration[SessionLife]) -> None:
     """A disk that was full once must not seal packs, index or ledger: when space was freed, pushes go on."""
     went_on = 0
-    for at, name in enumerate(bench.calls):
-        if name in {"write", "open_write", "commit"}:
-            files, session = bench.run(Fault(at, number=errno.ENOSPC))
-            assert session is not None
-            bench.check(files, session.acknowledged)
-            done = session.acknowledged
-            for error in session.errors[:1]:
-                # The record of heads is the exception: it cannot tell how much of a failed append is there.
-                is_head = any(("entry", number) in done and ("head", number) not in done for number in range(ROUNDS))
-                assert isinstance(error, OutcomeUnknown if is_head else StoreFull)
-                went_on += ("head", ROUNDS - 1) in done
+    for _, life in bench.full_disk(["write", "open_write", "commit"]):
+        done = life.acknowledged
+        for error in life.errors[:1]:
+            # The record of heads is the exception: it cannot tell how much of a failed append is there.
+            is_head = any(("entry", number) in done and ("head", number) not in done for number in range(ROUNDS))
+            assert isinstance(error, OutcomeUnknown if is_head else StoreFull)
+            went_on += ("head", ROUNDS - 1) in done
     assert went_on >= 5
 
 
-def test_a_commit_that_failed_seals(bench: Bench) -> None:
+def test_a_commit_that_failed_seals(bench: Enumeration[SessionLife]) -> None:
     """After an unknown outcome no answer may come from a state that a restart could take back."""
     for at in (position for position, name in enumerate(bench.calls) if name == "commit"):
         files = bench.begin(Fault(at, Effect.ALL))
@@ -291,52 +269,6 @@ def test_a_commit_that_failed_seals(bench: Bench) -> None:
                     session.index.has(ObjectKind.CHUNK, [bytes(32)])
                 with pytest.raises(OutcomeUnknown):
                     session.record_pack(ROUNDS)
-        bench.check(files, session.acknowledged)
-
-
-def create(directory: str, files: Files) -> bool:
-    try:
-        Home.create(directory, files, lambda home: home.write_key("log", KEY))
-    except CasstoreError:
-        return False
-    return True
-
-
-def check_created(directory: str, created: bool) -> None:
-    try:
-        session = Session(directory, Files())
-    except (NotInitialised, StoreNotFound):
-        assert not created
-        return
-    with closing(session):
-        assert session.home.read_key("log") == KEY
-        session.run_round(0)
-        assert not session.errors
-
-
-def test_an_interrupted_creation_is_not_a_store(tmp_path: Path) -> None:
-    """A store that was half made must say so, not open and lack its ledger later."""
-    above, left = tmp_path / "above", tmp_path / "left"
-    above.mkdir()
-    files = FaultyFiles(str(above))
-    assert create(str(above / "store"), files)
-    calls = files.calls
-    # The 256 directories for packs are alike: the first and the last of them stand for the others.
-    positions = [
-        at for at, name in enumerate(calls) if name != "mkdir" or at < 5 or set(calls[at - 1 : at + 2]) != {"mkdir"}
-    ]
-    checked: set[tuple[bytes, bool]] = set()
-    for fault in (Fault(at, effect, for_good=True) for at in positions for effect in (Effect.NOTHING, Effect.ALL)):
-        restore({}, str(above))
-        files = FaultyFiles(str(above), fault)
-        created = create(str(above / "store"), files)
+        life = SessionLife.of(session)
         for loss in Loss:
-            picture = files.picture(loss)
-            key = (fingerprint(picture), created)
-            if key not in checked:
-                restore(picture, str(left))
-                try:
-                    check_created(str(left / "store"), created)
-                except (AssertionError, CasstoreError) as error:
-                    raise AssertionError(f"{fault} in {calls[fault.at]!r}, then {loss}: {error}") from error
-                checked.add(key)
+            bench.judge(files, life, loss)

@@ -4,120 +4,66 @@ The promise under test: after any one failure, crash or power cut an acknowledge
 acknowledged flip is in history, nothing is there in half, and the store goes on.  If it breaks, a build agent was told
 "stored" for what is gone, or a deployer "flipped" for a flip that nobody can find.
 
-What :mod:`tests.crash.test_flip_faults` does not do: content is pushed, a process goes on after a failure as a server does
-(so that a store which should have sealed itself shows), and the opening that heals is itself interrupted.
+A process goes on after a failure as a server does, so that a store which should have sealed itself shows; and the opening
+that heals is itself interrupted.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from casstore.errors import CasstoreError, OutcomeUnknown, StoreFull
-from tests.crash.faulty import Effect, Fault, FaultyFiles, Loss, Picture, fingerprint, picture_of, restore
-from tests.crash.lifetime import ACTS, STEPS, Life, Script, check_store
+from casstore.errors import OutcomeUnknown, StoreFull
+from tests.crash.enumeration import Enumeration
+from tests.crash.faulty import Effect, Fault, FaultyFiles, Loss, Picture
+from tests.crash.lifetime import ACTS, STEPS, Life, LifeWorld
+from tests.support.tally import chance_of
 
-EVERY_KIND = {"open_write", "write", "fsync", "link_new", "fsync_dir", "unlink", "commit", "pread", "open_read"}
+SAMPLE: Final = 150
+"""Lives with a fault in a bounded run."""
+HEALING_SAMPLE: Final = 12
+EVERY_KIND: Final = {"open_write", "write", "fsync", "link_new", "fsync_dir", "unlink", "commit", "pread", "open_read"}
 
 
-class Bench:
-    """A place to run one life after another, each from the same start, with a fault in each."""
+class Bench(Enumeration[Life]):
+    """The enumeration of a whole life."""
 
     def __init__(self, scratch: Path) -> None:
-        scratch.mkdir()
-        self.directory = str(scratch / "store")
-        self._left = str(scratch / "left")
-        self._checked: set[tuple[bytes, frozenset[str], frozenset[str]]] = set()
-        self.lives = 0
-        self.states = 0
-        self.script = Script(self.directory)
-        self.start = picture_of(self.directory)
-        files, life = self.run(None)
-        assert life.errors == []
-        assert set(life.answered) == set(STEPS)
-        self.calls = files.calls
-        self.opening = len(self._run(None, ())[0].calls)
+        super().__init__(scratch, LifeWorld())
+        assert set(self.whole.answered) == set(STEPS)
+        self.script = self.whole.script
+        self.opening = len(self.live(None, live=lambda files, _: self._open(files, dead=False, before=None))[0].calls)
 
-    def run(self, fault: Fault | None) -> tuple[FaultyFiles, Life]:
-        """A life from the start, and a look at everything that it may leave."""
-        files, life = self._run(fault, STEPS)
-        for loss in Loss:
-            self.check(files, life, loss)
-        return files, life
+    def _open(self, files: FaultyFiles, *, dead: bool, before: Life | None) -> Life:
+        return Life(self.script, self.directory, files, (), is_disk_dead=dead, before=before)
 
-    def _run(
-        self, fault: Fault | None, steps: tuple[str, ...], start: Picture | None = None, before: Life | None = None
-    ) -> tuple[FaultyFiles, Life]:
-        restore(self.start if start is None else start, self.directory)
-        files = FaultyFiles(self.directory, fault)
-        dead = fault is not None and fault.for_good
-        try:
-            life = Life(self.script, self.directory, files, steps, is_disk_dead=dead, before=before)
-        except (AssertionError, CasstoreError) as error:
-            raise AssertionError(f"{_say(files)}, in the process itself: {error!r}") from error
-        self.lives += 1
-        return files, life
-
-    def check(self, files: FaultyFiles, life: Life, loss: Loss) -> Picture:
-        """Hold what is left after one loss against what was answered, unless the same was held before."""
-        picture = files.picture(loss)
-        key = (fingerprint(picture), frozenset(life.answered), frozenset(life.asked))
-        if key not in self._checked:
-            restore(picture, self._left)
-            try:
-                check_store(self._left, life)
-            except (AssertionError, CasstoreError) as error:
-                raise AssertionError(f"{_say(files)}, then {loss}: {error!r}") from error
-            self._checked.add(key)
-            self.states += 1
-        return picture
-
-    def heal(self, start: Picture, before: Life) -> None:
+    def heal(self, start: Picture, before: Life, sample: int | None) -> None:
         """Fail every operation of opening what a crash has left, and look at what that leaves."""
-        whole, life = self._run(None, (), start, before)
+
+        def live(files: FaultyFiles, dead: bool) -> Life:
+            return self._open(files, dead=dead, before=before)
+
+        whole, life = self.live(None, start, live)
         assert life.errors == []
-        for at, name in enumerate(whole.calls):
-            for effect in Effect:
-                if effect is Effect.HALF and name != "write":
-                    continue
-                for for_good in (False, True):
-                    files, life = self._run(Fault(at, effect, for_good), (), start, before)
-                    for loss in Loss:
-                        self.check(files, life, loss)
-
-
-def _say(files: FaultyFiles) -> str:
-    what = files.calls[files.fault.at] if files.fault and files.has_failed else "nothing"
-    return f"{files.fault} in {what!r} (operation of {len(files.calls)})"
-
-
-@pytest.fixture(scope="module")
-def bench(scratch: Path) -> Iterator[Bench]:
-    made = Bench(scratch / "bench")
-    yield made
-    print(f"\n{made.lives} lives with a fault each, {made.states} distinct states opened and judged")
+        every = [
+            Fault(at, effect, for_good)
+            for at, name in enumerate(whole.calls)
+            for effect in Effect
+            if effect is not Effect.HALF or name == "write"
+            for for_good in (False, True)
+        ]
+        for fault in every if sample is None else chance_of("healing").sample(every, sample):
+            files, life = self.live(fault, start, live)
+            for loss in Loss:
+                self.judge(files, life, loss)
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """In memory where the machine has such a place: the power cut is simulated, so a real disk would only be waited for."""
-    if not os.path.isdir("/dev/shm"):
-        yield tmp_path_factory.mktemp("scratch")
-        return
-    with tempfile.TemporaryDirectory(prefix="casstore-test-", dir="/dev/shm") as directory:
-        yield Path(directory)
-
-
-def run_all(bench: Bench, effect: Effect, *, for_good: bool) -> None:
-    for at, name in enumerate(bench.calls):
-        if effect is not Effect.HALF or name == "write":
-            bench.run(Fault(at, effect, for_good))
+def bench(scratch: Path) -> Bench:
+    return Bench(scratch / "bench")
 
 
 def heads_of(bench: Bench) -> list[int]:
@@ -127,23 +73,13 @@ def heads_of(bench: Bench) -> list[int]:
     return heads
 
 
-@pytest.mark.parametrize("effect", list(Effect), ids=lambda effect: effect.value)
-def test_any_operation_may_fail_once(bench: Bench, effect: Effect) -> None:
-    """A disk that fails once costs nobody what was acknowledged; the store seals itself or goes on, and never lies."""
+@pytest.mark.parametrize("sample", [SAMPLE, pytest.param(None, marks=pytest.mark.slow, id="all")])
+def test_any_operation_may_fail(bench: Bench, sample: int | None) -> None:
+    """A disk that fails, a process that is killed or a power cut costs nobody what was acknowledged; the store seals itself
+    or goes on, and never lies.
+    """
     assert set(bench.calls) >= EVERY_KIND
-    run_all(bench, effect, for_good=False)
-
-
-@pytest.mark.parametrize("effect", [Effect.HALF, Effect.ALL], ids=lambda effect: effect.value)
-def test_process_may_die_or_power_be_cut_behind_any_operation(bench: Bench, effect: Effect) -> None:
-    """Killed behind any operation, with the machine running on, or with everything lost that was not synced."""
-    run_all(bench, effect, for_good=True)
-
-
-@pytest.mark.slow
-def test_disk_may_die_before_any_operation(bench: Bench) -> None:
-    """Nearly the same states as behind the operation before; what differs is what the process was told."""
-    run_all(bench, Effect.NOTHING, for_good=True)
+    bench.run_all(bench.faults() if sample is None else bench.sample(sample))
 
 
 def test_failed_sync_seals(bench: Bench) -> None:
@@ -166,14 +102,12 @@ def test_full_disk_costs_nothing_but_the_request(bench: Bench) -> None:
     """Whoever was refused for want of space asks again when there is space, and the store was never sealed."""
     refused = 0
     heads = heads_of(bench)
-    for at, name in enumerate(bench.calls):
-        if at >= bench.opening and name in {"write", "open_write", "commit", "fsync"}:
-            _, life = bench.run(Fault(at, Effect.HALF, number=errno.ENOSPC))
-            is_head = at in heads or at - 1 in heads
-            # The record of signed heads is the exception: the entries are committed, so "refused" would be wrong.
-            assert isinstance(life.errors[0], OutcomeUnknown if is_head else StoreFull), f"{name} {at}"
-            assert is_head or set(life.answered) == set(STEPS)
-            refused += not is_head
+    for at, life in bench.full_disk(["write", "open_write", "commit", "fsync"], begin=bench.opening):
+        is_head = at in heads or at - 1 in heads
+        # The record of signed heads is the exception: the entries are committed, so "refused" would be wrong.
+        assert isinstance(life.errors[0], OutcomeUnknown if is_head else StoreFull), f"{bench.calls[at]} {at}"
+        assert is_head or set(life.answered) == set(STEPS)
+        refused += not is_head
     assert refused >= 40
 
 
@@ -182,12 +116,15 @@ def test_full_disk_costs_nothing_but_the_request(bench: Bench) -> None:
     [
         pytest.param(-1, Effect.NOTHING, Loss.KEPT, id="head-not-written"),
         pytest.param(-1, Effect.HALF, Loss.KEPT, id="head-torn"),
-        pytest.param(-1, Effect.ALL, Loss.ZEROED, id="head-zeroed", marks=pytest.mark.slow),
-        pytest.param(0, Effect.ALL, Loss.LOST, id="first-head-lost", marks=pytest.mark.slow),
+        pytest.param(-1, Effect.ALL, Loss.ZEROED, id="head-zeroed"),
+        pytest.param(0, Effect.ALL, Loss.LOST, id="first-head-lost"),
     ],
 )
-def test_opening_that_heals_may_be_interrupted(bench: Bench, which: int, effect: Effect, loss: Loss) -> None:
+@pytest.mark.parametrize("sample", [HEALING_SAMPLE, pytest.param(None, marks=pytest.mark.slow, id="all")])
+def test_opening_that_heals_may_be_interrupted(
+    bench: Bench, which: int, effect: Effect, loss: Loss, sample: int | None
+) -> None:
     """What was committed and not signed is signed at open; a supervisor that restarts a dying server must not end worse."""
     files, life = bench.run(Fault(heads_of(bench)[which], effect, for_good=True))
     assert len(life.asked - set(life.answered)) == 1
-    bench.heal(bench.check(files, life, loss), life)
+    bench.heal(bench.judge(files, life, loss), life, sample)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -17,6 +19,7 @@ from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.files import Files
 from casstore.storage.local.index import LocalChunkIndex
+from casstore.storage.local.index_rows import CHECKED_TABLES
 from casstore.storage.memory import MemoryChunkIndex
 from casstore.storage.roles import FileProof, FrameRow, PackRecord
 
@@ -50,6 +53,11 @@ def test_rows_are_as_documented(tmp_path: Path) -> None:
     with raw(tmp_path) as environment, environment.begin() as transaction:
         tables = {name: environment.open_db(name, transaction, create=False) for name in environment.dbs(transaction)}
         rows = {name.decode(): list(transaction.cursor(table)) for name, table in tables.items()}
+    for table in CHECKED_TABLES:
+        for position, (key, stored) in enumerate(rows[table.decode()]):
+            whole = table + b"\0" + struct.pack(">H", len(key)) + key + stored[:-5]
+            assert stored[-5:] == b"\0" + struct.pack(">I", zlib.crc32(whole)), "a checksum ends the row"
+            rows[table.decode()][position] = (key, stored[:-5])
     assert rows == {
         "chunk": [],
         "page": [],
@@ -171,3 +179,57 @@ def test_disk_and_memory_agree(
         assert local.count(kind) == memory.count(kind)
     assert local.packs(limit=50) == memory.packs(limit=50)
     local.close()
+
+
+@pytest.mark.parametrize("table", CHECKED_TABLES)
+def test_a_flipped_bit_in_a_checked_row_is_found(tmp_path: Path, table: bytes) -> None:
+    """A time that became an earlier one would let what is condemned go before its grace is over."""
+    index = make(tmp_path)
+    index.add_pack(PackRecord(PackId(bytes(16)), 1, 0), [])
+    index.add_pack(PackRecord(PACK, 1, 2), [FrameRow(ObjectKind.CHUNK, id_of(n), 24, 300, 4000) for n in (1, 2)])
+    index.condemn(ObjectKind.CHUNK, [id_of(1)], at_ms=1 << 40, mark=7)
+    [location] = index.locate(ObjectKind.CHUNK, [id_of(2)])
+    assert location is not None
+    assert index.quarantine(ObjectKind.CHUNK, id_of(2), location, at_ms=5, reason="a reason")
+    index.retire_pack(PackId(bytes(16)), at_ms=1 << 41)
+    index.write_note("gc", b"state")
+    index.verify_storage()
+    index.close()
+    read: Callable[[LocalChunkIndex], object] = {
+        b"condemned": lambda index: index.condemned(limit=1),
+        b"quarantine": lambda index: index.quarantined(limit=1),
+        b"retired": lambda index: index.retired(limit=1),
+        b"notes": lambda index: index.read_note("gc"),
+    }[table]
+    with raw(tmp_path) as environment:
+        database = environment.open_db(table, create=False)
+        with environment.begin() as transaction:
+            [(key, stored)] = list(transaction.cursor(database))
+        for bit in range(8 * len(stored)):
+            flipped = bytearray(stored)
+            flipped[bit // 8] ^= 1 << bit % 8
+            with environment.begin(write=True) as transaction:
+                transaction.put(key, bytes(flipped), db=database)
+            environment.close()
+            index = LocalChunkIndex(str(tmp_path), Files())
+            with pytest.raises(DamagedObject):
+                read(index)
+            with pytest.raises(DamagedObject):
+                index.verify_storage()
+            index.close()
+            environment = raw(tmp_path)
+            database = environment.open_db(table, create=False)
+
+
+def test_a_pack_with_the_number_of_another_is_found(tmp_path: Path) -> None:
+    """It would look as if no row pointed to it, and be deleted."""
+    index = make(tmp_path)
+    index.add_pack(PackRecord(PackId(bytes(16)), 1, 0), [])
+    index.add_pack(PackRecord(PACK, 1, 0), [])
+    index.close()
+    with raw(tmp_path) as environment, environment.begin(write=True) as transaction:
+        transaction.put(PACK, struct.pack(">IQI", 3, 1, 0), db=environment.open_db(b"packs", transaction, create=False))
+    index = LocalChunkIndex(str(tmp_path), Files())
+    with pytest.raises(DamagedObject, match="has the number 3"):
+        index.verify_storage()
+    index.close()

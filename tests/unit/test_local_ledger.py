@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import lmdb
@@ -224,3 +225,51 @@ def test_disk_and_memory_agree(tmp_path: Path) -> None:
     machine = TwoLedgers.TestCase
     machine.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
     machine("runTest").runTest()
+
+
+@pytest.mark.parametrize("table", [Table.ARTIFACTS, Table.ARTIFACT_NAMES, Table.TOKENS, Table.PINS])
+def test_a_flipped_bit_in_a_row_beside_the_log_is_found(tmp_path: Path, table: Table) -> None:
+    """Nothing else says what stands there: a token that may push could become one that may flip."""
+    LocalLedger.lay_out(str(tmp_path), Files())
+    value = b"" if table is Table.ARTIFACT_NAMES else b'{"permissions":["push"]}'
+    with closing(LocalLedger(str(tmp_path), Files())) as ledger:
+        with ledger.write() as transaction:
+            transaction.put(table, b"key", value)
+        ledger.verify_storage()
+        with ledger.read() as view:
+            assert view.get(table, b"key") == value
+            assert view.scan(table, limit=9) == [(b"key", value)]
+    stored = _raw_row(tmp_path, table, None)
+    assert len(stored) == len(value) + 5
+    for bit in range(8 * len(stored)):
+        flipped = bytearray(stored)
+        flipped[bit // 8] ^= 1 << bit % 8
+        _raw_row(tmp_path, table, bytes(flipped))
+        with closing(LocalLedger(str(tmp_path), Files())) as ledger, ledger.read() as view:
+            with pytest.raises(DamagedObject):
+                view.get(table, b"key")
+            with pytest.raises(DamagedObject):
+                view.scan(table, limit=9)
+            with pytest.raises(DamagedObject):
+                ledger.verify_storage()
+
+
+def test_a_row_from_before_checksums_is_read_as_it_is(tmp_path: Path) -> None:
+    """A store that an earlier version has filled opens as it did."""
+    LocalLedger.lay_out(str(tmp_path), Files())
+    for table, value in ((Table.ARTIFACTS, b'{"name":"x"}'), (Table.ARTIFACT_NAMES, b"")):
+        _raw_row(tmp_path, table, value)
+        with closing(LocalLedger(str(tmp_path), Files())) as ledger, ledger.read() as view:
+            assert view.get(table, b"key") == value
+            ledger.verify_storage()
+
+
+def _raw_row(directory: Path, table: Table, value: bytes | None) -> bytes:
+    """Write the row of one key past the ledger, or read it."""
+    path = str(directory / "ledger")
+    with lmdb.open(path, max_dbs=32, create=False, lib_version=0) as environment:
+        database = environment.open_db(table.value.encode(), create=False)
+        with environment.begin(write=value is not None) as transaction:
+            if value is not None:
+                transaction.put(b"key", value, db=database)
+            return bytes(transaction.get(b"key", b"", database))

@@ -256,6 +256,20 @@ class Home:
         """Open the ledger; the caller closes it."""
         return LocalLedger(self._checked_path(), self.files)
 
+    def verify_environments(self) -> list[CasstoreError]:
+        """Look at the pages of index and ledger while nobody has them open.
+
+        Returns:
+            What is wrong with them, an error each; empty if nothing is.
+        """
+        found: list[CasstoreError] = []
+        for verify in (LocalChunkIndex.verify_closed, LocalLedger.verify_closed):
+            try:
+                verify(self._checked_path(), self.files)
+            except CasstoreError as error:
+                found.append(error)
+        return found
+
     def open_heads(self) -> SignedHeads:
         """Open the record of signed heads; the caller closes it."""
         return SignedHeads(self._checked_path(), self.files)

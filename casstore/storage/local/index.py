@@ -30,7 +30,7 @@ from casstore.storage.local.index_rows import (
     rows_behind,
     sorted_ids,
 )
-from casstore.storage.local.lmdb_env import Database, add_missing_tables, create_environment
+from casstore.storage.local.lmdb_env import Database, add_missing_tables, create_environment, verify_closed
 from casstore.storage.roles import FileProof, FrameRow, Location, PackRecord
 
 _DIRECTORY: Final = "index"
@@ -75,6 +75,16 @@ class LocalChunkIndex(CollectionTables):
         """
         return add_missing_tables(os.path.join(directory, _DIRECTORY), files, TABLES, "index", dry_run=dry_run)
 
+    @staticmethod
+    def verify_closed(directory: str, files: Files) -> None:
+        """Do what :meth:`verify_storage` does, before the index of a store directory is opened.
+
+        Raises:
+            NotInitialised: there is none.
+            DamagedObject, Unavailable: as :meth:`verify_storage`.
+        """
+        verify_closed(os.path.join(directory, _DIRECTORY), files, "index")
+
     def has(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[bool]:
         """See the role."""
         return self._present(self._kinds[kind], ids)
@@ -109,7 +119,7 @@ class LocalChunkIndex(CollectionTables):
             else:
                 # It was about to be deleted, and came again under its own name.
                 number = self._rows.number(retired)
-                transaction.put(pack.pack, PACK.pack(*RETIRED.unpack(retired)[:3]), db=self._packs)
+                transaction.put(pack.pack, PACK.pack(*RETIRED.unpack_from(retired)[:3]), db=self._packs)
             for kind, database in self._kinds.items():
                 # Sorted, so that one pass over the tree touches each of its pages once.
                 rows = sorted(

@@ -16,6 +16,7 @@ from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.files import Files
 from casstore.storage.local.index_rows import (
+    CHECKED_TABLES,
     CONDEMNED,
     CONDEMNED_TABLE,
     FILE_MEMO,
@@ -40,6 +41,7 @@ from casstore.storage.local.index_rows import (
     sorted_ids,
 )
 from casstore.storage.local.lmdb_env import Database, LmdbEnvironment, Transaction
+from casstore.storage.local.row_checks import open_row, seal_row
 from casstore.storage.roles import CondemnedRow, Location, Move, PackRecord, PackUsage, QuarantinedRow
 
 # LIMIT: rows that one read transaction goes through: a few milliseconds, so that LMDB can reuse pages behind it.
@@ -76,6 +78,34 @@ class CollectionTables:
         """See the role."""
         return self._losses
 
+    def _put_checked(self, transaction: Transaction, table: bytes, key: bytes, value: bytes) -> None:
+        transaction.put(key, seal_row(table, key, value), db=self._environment.tables[table])
+
+    def verify_storage(self) -> None:
+        """See the role."""
+        self._environment.verify()
+        for table in CHECKED_TABLES:
+            after = b""
+            while rows := self._scan(self._environment.tables[table], after):
+                after = rows[-1][0]
+                for key, value in rows:
+                    open_row(table, key, value, "index", sealed_only=True)
+        self._verify_numbers()
+
+    def _verify_numbers(self) -> None:
+        """A pack whose row has another pack's number would look unused, and be deleted."""
+        for table in (self._packs, self._retired):
+            after = b""
+            while rows := self._scan(table, after):
+                after = rows[-1][0]
+                with self._environment.read() as transaction:
+                    for name, value in rows:
+                        number = self._rows.number(value)
+                        found = transaction.get(NUMBER.pack(number), None, self._numbers)
+                        # A server at work may have forgotten the pack in between.
+                        if found != name and transaction.get(name, None, table) == value:
+                            raise self._rows.damaged(f"pack {name.hex()} has the number {number}, which is another's")
+
     # --- condemned ---------------------------------------------------------------------------------------------------
 
     def condemn(self, kind: ObjectKind, ids: Sequence[bytes], *, at_ms: int, mark: int) -> int:
@@ -87,7 +117,7 @@ class CollectionTables:
                 value = transaction.pop(key, live)
                 if value is not None:
                     row = value + CONDEMNED.pack(0, 0, 0, 0, at_ms, mark)[PLACE.size :]
-                    transaction.put(kind_key(kind, key), row, db=self._condemned)
+                    self._put_checked(transaction, CONDEMNED_TABLE, kind_key(kind, key), row)
                     count += 1
             # ORDER: counted before the commit: who asks in between doubts in vain, and nobody believes too long.
             self._losses += bool(count)
@@ -146,9 +176,10 @@ class CollectionTables:
     def restart_grace(self, at_ms: int) -> None:
         """See the role."""
         with self._environment.write() as transaction, transaction.cursor(self._condemned) as cursor:
-            for key, value in cursor:
+            for key, stored in cursor:
+                value = open_row(CONDEMNED_TABLE, key, stored, "index", sealed_only=True)
                 *place, _, mark = CONDEMNED.unpack(value)
-                cursor.put(key, CONDEMNED.pack(*place, at_ms, mark))
+                cursor.put(key, seal_row(CONDEMNED_TABLE, key, CONDEMNED.pack(*place, at_ms, mark)))
 
     # --- quarantine --------------------------------------------------------------------------------------------------
 
@@ -163,7 +194,7 @@ class CollectionTables:
                 transaction.delete(at, db=database)
                 cut = reason.encode("utf-8", "replace")[:REASON_MAX_BYTES]
                 tail = QUARANTINED.pack(0, 0, 0, 0, at_ms)[PLACE.size :] + cut
-                transaction.put(key, value[: PLACE.size] + tail, db=self._quarantine)
+                self._put_checked(transaction, QUARANTINE_TABLE, key, value[: PLACE.size] + tail)
                 self._losses += 1
                 return True
         return False
@@ -210,7 +241,11 @@ class CollectionTables:
                     if value is None or self._rows.location(transaction, value[: PLACE.size], packs) != move.old:
                         continue
                     place = PLACE.pack(number, move.new.offset, move.new.stored_length, move.new.plain_length)
-                    transaction.put(at, place + value[PLACE.size :], db=database)
+                    if database is self._condemned:
+                        when = open_row(CONDEMNED_TABLE, at, value, "index", sealed_only=True)[PLACE.size :]
+                        self._put_checked(transaction, CONDEMNED_TABLE, at, place + when)
+                    else:
+                        transaction.put(at, place, db=database)
                     count += 1
         return count
 
@@ -254,7 +289,7 @@ class CollectionTables:
         with self._environment.write() as transaction:
             value = transaction.pop(pack, self._packs)
             if value is not None:
-                transaction.put(pack, RETIRED.pack(*PACK.unpack(value), at_ms), db=self._retired)
+                self._put_checked(transaction, RETIRED_TABLE, pack, RETIRED.pack(*PACK.unpack(value), at_ms))
 
     def retired(self, *, after: PackId | None = None, limit: int) -> list[tuple[PackRecord, int]]:
         """See the role."""
@@ -274,7 +309,8 @@ class CollectionTables:
     def read_note(self, name: str) -> bytes | None:
         """See the role."""
         with self._environment.read() as transaction:
-            return transaction.get(name.encode(), None, self._notes)
+            stored = transaction.get(name.encode(), None, self._notes)
+        return None if stored is None else open_row(NOTES, name.encode(), stored, "index", sealed_only=True)
 
     def write_note(self, name: str, value: bytes | None) -> None:
         """See the role.
@@ -288,4 +324,4 @@ class CollectionTables:
             if value is None:
                 transaction.delete(name.encode(), db=self._notes)
             else:
-                transaction.put(name.encode(), value, db=self._notes)
+                self._put_checked(transaction, NOTES, name.encode(), value)

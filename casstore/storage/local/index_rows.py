@@ -14,6 +14,9 @@ On disk (all numbers big-endian)::
 
     place = u32 pack number ‖ u32 offset ‖ u32 stored ‖ u32 plain
 
+Rows of ``condemned``, ``quarantine``, ``retired`` and ``notes`` end with a checksum (:mod:`casstore.storage.local.row_checks`): a
+time with a flipped bit would let what is condemned go too early, and nothing else says when that was.
+
 A pack's number stands for its id in every row: 4 bytes for 16 in a table of millions of rows.  No number is reused
 while a row may hold it.
 """
@@ -28,6 +31,7 @@ from casstore.errors import DamagedObject
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.lmdb_env import REBUILD, Database, Transaction
+from casstore.storage.local.row_checks import open_row
 from casstore.storage.roles import CondemnedRow, FileProof, Location, PackRecord, QuarantinedRow
 
 PLACE: Final = struct.Struct(">IIII")
@@ -61,6 +65,8 @@ TABLES: Final = [
     RETIRED_TABLE,
     NOTES,
 ]
+
+CHECKED_TABLES: Final = [CONDEMNED_TABLE, QUARANTINE_TABLE, RETIRED_TABLE, NOTES]
 
 
 def check_id(key: bytes) -> None:
@@ -139,6 +145,7 @@ class RowReader:
     def condemned(self, transaction: Transaction, key: bytes, value: bytes, packs: dict[int, PackId]) -> CondemnedRow:
         """A row of the table ``condemned``."""
         kind, id = self._split(key)
+        value = open_row(CONDEMNED_TABLE, key, value, "index", sealed_only=True)
         if len(value) != CONDEMNED.size:
             raise self.damaged(f"a condemned row of {len(value)} bytes where {CONDEMNED.size} belong")
         *_, at_ms, mark = CONDEMNED.unpack(value)
@@ -149,6 +156,7 @@ class RowReader:
     ) -> QuarantinedRow:
         """A row of the table ``quarantine``."""
         kind, id = self._split(key)
+        value = open_row(QUARANTINE_TABLE, key, value, "index", sealed_only=True)
         if len(value) < QUARANTINED.size:
             raise self.damaged(f"a quarantined row of {len(value)} bytes where {QUARANTINED.size} or more belong")
         *_, at_ms = QUARANTINED.unpack_from(value)
@@ -164,6 +172,7 @@ class RowReader:
 
     def retired(self, pack: PackId, value: bytes) -> tuple[PackRecord, int]:
         """A row of the table ``retired``."""
+        value = open_row(RETIRED_TABLE, pack, value, "index", sealed_only=True)
         if len(value) != RETIRED.size:
             raise self.damaged(f"the retired pack {pack} has a row of {len(value)} bytes where {RETIRED.size} belong")
         _, size, frames, at_ms = RETIRED.unpack(value)

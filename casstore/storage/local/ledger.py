@@ -2,7 +2,8 @@
 
 Owns: the mapping of tables, and scans.  Knows nothing of what the rows mean.
 
-Invariant: one transaction is one LMDB transaction, so all of it is durable or none of it is.
+Invariants: one transaction is one LMDB transaction, so all of it is durable or none of it is; a row of a table beside the
+log is handed out only if it matches its checksum (:mod:`casstore.storage.local.row_checks`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ from casstore.storage.local.lmdb_env import (
     Transaction,
     add_missing_tables,
     create_environment,
+    verify_closed,
 )
+from casstore.storage.local.row_checks import open_row, seal_row
 from casstore.storage.roles import Table
 
 KEY_MAX_BYTES: Final = 511  # LMDB's own bound, compiled in
 _DIRECTORY: Final = "ledger"
 _NAMES: Final = {table: table.value.encode("ascii") for table in Table}
+# Beside the log: nothing else says what stands there.
+_CHECKED: Final = frozenset(
+    {Table.ARTIFACTS, Table.ARTIFACT_NAMES, Table.TOKENS, Table.PINS, Table.PENDING, Table.ALIASES}
+)
+# LIMIT: rows that are looked at in one go.
+_VERIFIED_ROWS: Final = 1000
 
 
 class LocalLedger:
@@ -71,6 +80,16 @@ class LocalLedger:
             os.path.join(directory, _DIRECTORY), files, list(_NAMES.values()), "ledger", dry_run=dry_run
         )
 
+    @staticmethod
+    def verify_closed(directory: str, files: Files) -> None:
+        """Do what :meth:`verify_storage` does, before the ledger of a store directory is opened.
+
+        Raises:
+            NotInitialised: there is none.
+            DamagedObject, Unavailable: as :meth:`verify_storage`.
+        """
+        verify_closed(os.path.join(directory, _DIRECTORY), files, "ledger")
+
     @contextmanager
     def read(self) -> Iterator[LocalLedgerView]:
         """See the role."""
@@ -98,6 +117,15 @@ class LocalLedger:
     def copy_to(self, descriptor: int) -> None:
         """See the role :class:`~casstore.storage.roles.Copyable`."""
         self._environment.copy_to(descriptor)
+
+    def verify_storage(self) -> None:
+        """See the role."""
+        self._environment.verify()
+        with self.read() as view:
+            for table in sorted(_CHECKED, key=lambda table: table.value):
+                after: bytes | None = None
+                while rows := view.scan(table, after=after, limit=_VERIFIED_ROWS):
+                    after = rows[-1][0]
 
     def close(self) -> None:
         """See the role."""
@@ -127,7 +155,8 @@ class LocalLedgerView:
         """See the role."""
         database = self._table(table)
         # LMDB refuses keys that no row can have; the answer to the question is still "none".
-        return self._transaction.get(key, None, database) if 0 < len(key) <= KEY_MAX_BYTES else None
+        value = self._transaction.get(key, None, database) if 0 < len(key) <= KEY_MAX_BYTES else None
+        return value if value is None or table not in _CHECKED else open_row(_NAMES[table], key, value, "ledger")
 
     def scan(
         self,
@@ -167,6 +196,8 @@ class LocalLedgerView:
                 rows.append((key, value))
                 if len(rows) == limit:
                     break
+        if table in _CHECKED:
+            return [(key, open_row(_NAMES[table], key, value, "ledger")) for key, value in rows]
         return rows
 
     def count(self, table: Table) -> int:
@@ -208,6 +239,8 @@ class LocalLedgerTransaction(LocalLedgerView):
         database = self._table(table)
         if not 0 < len(key) <= KEY_MAX_BYTES:
             raise ValueError(f"a ledger key has 1 to {KEY_MAX_BYTES} bytes, this has {len(key)}")
+        if table in _CHECKED:
+            value = seal_row(_NAMES[table], key, value)
         self._transaction.put(key, value, db=database)
 
     def delete(self, table: Table, key: bytes) -> None:

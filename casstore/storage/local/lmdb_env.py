@@ -34,6 +34,7 @@ from casstore.errors import (
 )
 from casstore.limits import KIB, LMDB_MAP_BYTES, MIB
 from casstore.storage.local.files import Files, refusal
+from casstore.storage.local.lmdb_pages import check_pages
 
 _READERS_MAX: Final = 256  # slots in the lock file; a reader thread holds one while it reads
 _TABLES_MAX: Final = 32  # of one environment; more than either has, so that a newer version need not change it
@@ -150,6 +151,41 @@ def add_missing_tables(path: str, files: Files, tables: Sequence[bytes], what: s
     finally:
         environment.close()
     return [name.decode("ascii") for name in missing]
+
+
+def verify_closed(path: str, files: Files, what: str) -> None:
+    """Check the pages of an environment that nobody has open, before anyone lets LMDB follow a pointer in it.
+
+    Args:
+        path: its directory.
+        files: how.
+        what: "index" or "ledger", for messages.
+
+    Raises:
+        NotInitialised: there is none.
+        DamagedObject: a page is not what leads to it says.
+        Unavailable: it cannot be read.
+    """
+    data = os.path.join(path, _DATA_FILE)
+    try:
+        _check_pages(files, data, what, None)
+    except FileNotFoundError as error:
+        raise NotInitialised(
+            f"there is no {what} at {path}", hint="was the store created with `casstore init`?"
+        ) from error
+    except OSError as error:
+        raise refusal(error, f"read the {what}") from error
+
+
+def _check_pages(files: Files, data: str, what: str, transaction: int | None) -> bool:
+    descriptor = files.open_read(data)
+    try:
+        size = files.stat(data).st_size
+        return check_pages(
+            lambda offset, length: files.pread(descriptor, length, offset), size, data, what, transaction=transaction
+        )
+    finally:
+        files.close(descriptor)
 
 
 class LmdbEnvironment:
@@ -297,6 +333,22 @@ class LmdbEnvironment:
             raise OutcomeUnknown(
                 f"the {self._what} is sealed since a commit failed", hint="restart the server to learn what is on disk"
             )
+
+    def verify(self) -> None:
+        """Check every page that a reader of now can reach.
+
+        Raises:
+            DamagedObject: a page is not what leads to it says.
+            Unavailable: the file cannot be read.
+        """
+        while True:
+            with self.read() as transaction:
+                try:
+                    data = os.path.join(self._path, _DATA_FILE)
+                    if _check_pages(self._files, data, self._what, transaction.id()):
+                        return
+                except OSError as error:
+                    raise refusal(error, f"read the {self._what}") from error
 
     def close(self) -> None:
         """Close the environment; idempotent."""

@@ -297,6 +297,9 @@ class MemoryChunkIndex:
             else:
                 self._notes[name] = bytes(value)
 
+    def verify_storage(self) -> None:
+        """See the role: there is no storage that could be damaged."""
+
     def close(self) -> None:
         """See the role."""
         self._closed = True

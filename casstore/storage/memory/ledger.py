@@ -76,6 +76,9 @@ class MemoryLedger:
         finally:
             self._writer.release()
 
+    def verify_storage(self) -> None:
+        """See the role: there is no storage that could be damaged."""
+
     def close(self) -> None:
         """See the role."""
         self._closed = True
