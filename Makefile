@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+JOBS ?= auto
 KILLS ?= 1000
 
 .PHONY: demo test check bench slow crash build lock clean help
@@ -27,10 +28,10 @@ demo: $(VENV)/run.stamp ## Run the main job on real files, from push to rollback
 	$(BIN)/casstore demo
 
 test: $(VENV)/dev.stamp ## Run the tests (under five minutes on two cores)
-	$(BIN)/python -m pytest $(TESTS) -m "not slow"
+	$(BIN)/python -m pytest $(TESTS) -m "not slow" -n $(JOBS)
 
 slow: $(VENV)/dev.stamp ## Run the bounded long runs
-	$(BIN)/python -m pytest $(TESTS) -m slow
+	$(BIN)/python -m pytest $(TESTS) -m slow -n $(JOBS)
 
 crash: $(VENV)/dev.stamp ## Kill a real server under load, KILLS times (1000)
 	CASSTORE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash/test_kill.py -m slow

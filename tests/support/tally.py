@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from functools import cache
+from typing import Any
 
 _counts: dict[str, int] = {}
 _lives: dict[str, int] = {}
@@ -18,6 +19,7 @@ _notes: list[str] = []
 def seed_of_run() -> int:
     """The seed of this run, the same for all that ask."""
     seed = int(os.environ.get("CASSTORE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    os.environ["CASSTORE_SEED"] = str(seed)  # processes that share the run make the same choices
     _notes.append(f"CASSTORE_SEED={seed} makes the same choices again")
     return seed
 
@@ -40,6 +42,20 @@ def count_life(scenario: str) -> None:
 def note(line: str) -> None:
     """Something else to be told at the end."""
     _notes.append(line)
+
+
+def hand_over() -> list[object]:
+    """All that was counted here, for another process."""
+    return [_counts, _lives, _notes]
+
+
+def take_over(handed: list[Any]) -> None:
+    """Add what another process counted."""
+    counts, lives, notes = handed
+    for mine, theirs in ((_counts, counts), (_lives, lives)):
+        for what, number in theirs.items():
+            mine[what] = mine.get(what, 0) + number
+    _notes.extend(line for line in notes if line not in _notes)
 
 
 def summary() -> list[str]:
