@@ -205,15 +205,19 @@ class PackKeeper:
         """Retire packs to which no row points."""
         for pack, use in self._usage.items():
             if not use.rows:
-                self.retired += self._work.write_index(self._retire, pack)
+                try:
+                    self.retired += self._work.write_index(self._retire, pack)
+                except DamagedObject as error:
+                    # Nobody can say what it holds: it stays.
+                    self._report(f"pack {pack}: {error.detail}")
                 self._work.pause()
 
     def _retire(self, pack: PackId) -> bool:
         # ORDER: on this thread a push notes its packs, takes one up again, and learns where its layouts lie.
         if self._work.sessions.brings(pack):
             return False
-        self._index.retire_pack(pack, at_ms=self._work.clock.now_ms())
-        return True
+        # ORDER: looked at once more here: what was condemned, or in quarantine, may have been revived while its row was counted.
+        return self._packs.retire(pack, at_ms=self._work.clock.now_ms())
 
     def delete(self) -> int:
         """Delete retired packs whose readers have had time to go on; returns how many wait.

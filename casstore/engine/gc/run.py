@@ -145,7 +145,7 @@ class Run:
                     self._mark(mark, brought, when)
                     self._sweep(mark, sweep, brought, state, writing=writing)
                 if writing:
-                    self._keep(keeper, state)
+                    self._keep(keeper, state, complete=mark.complete)
             except Interrupted:
                 self._blocked.append("the run was stopped; the next one goes on")
         if writing:
@@ -193,7 +193,8 @@ class Run:
             sweep.revive()
         if not mark.complete:
             self._blocked.append(
-                "nothing was condemned or dropped: some of what is needed is missing or damaged, and what it leads to is unknown"
+                "nothing was condemned or dropped, and no pack retired: some of what is needed is missing or damaged, and what it leads "
+                "to is unknown"
             )
         elif brought is None:
             self._blocked.append(
@@ -243,14 +244,17 @@ class Run:
         if batch:
             self._expired += self._work.write_ledger(self._ledgerside.expire_artifacts, batch)
 
-    def _keep(self, keeper: PackKeeper, state: GcState) -> None:
-        keeper.look()
-        try:
-            keeper.rewrite()
-        except StoreFull as error:
-            # What follows gives space back, and needs next to none.
-            self._blocked.append(f"no pack was rewritten: {error.detail}")
-        keeper.retire()
+    def _keep(self, keeper: PackKeeper, state: GcState, *, complete: bool) -> None:
+        # ORDER: what the index lacks may lie in a pack to which no row points: the layouts that a rebuilt index could not prove for
+        # want of a chunk, those of a pack that an older index does not know.  No such pack goes while something is missing.
+        if complete:
+            keeper.look()
+            try:
+                keeper.rewrite()
+            except StoreFull as error:
+                # What follows gives space back, and needs next to none.
+                self._blocked.append(f"no pack was rewritten: {error.detail}")
+            keeper.retire()
         try:
             self._packs_waiting = keeper.delete()
         except DeletionHeld as error:

@@ -1,0 +1,85 @@
+"""Collection beside those who mean harm, and beside what happens once in years: nothing that is needed goes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casstore.engine.gc.reached import Reached
+from casstore.formats.pack import ObjectKind
+from casstore.storage.local.index import LocalChunkIndex
+from tests.support.gcworld import HOUR_MS, GcWorld
+from tests.support.treebuild import new_push
+from tests.unit.test_gc import NOTHING_BY_AGE
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[GcWorld]:
+    with GcWorld(tmp_path / "store") as opened:
+        yield opened
+
+
+def test_ids_that_were_made_to_agree_are_told_apart() -> None:
+    """Two digests that share 64 bits cost four billion hashes: the second one's chunks must be walked all the same."""
+    reached = Reached(100, hashlib.sha256(b"nobody knows").digest())
+    ids = [front * 8 + back * 24 for front in (b"\x17", b"\xe8") for back in (b"\x01", b"\x02")]
+    ids += [bytes(8) + b"\x01" + bytes(23), bytes(8) + b"\x02" + bytes(23)]
+    for first, second in zip(ids[::2], ids[1::2], strict=True):
+        for kind in (ObjectKind.LAYOUT, ObjectKind.ROOT, ObjectKind.DOCUMENT):
+            reached.walk(kind, first)
+            assert reached.is_walked(kind, first)
+            assert not reached.is_walked(kind, second)
+            assert not reached.has(kind, second)
+
+
+def test_what_is_revived_while_packs_are_counted_keeps_its_pack(
+    world: GcWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push commits between the count of what is live and the count of what is condemned: its pack is not empty."""
+    tree = world.push("sleeper")
+    world.age()
+    world.collect(NOTHING_BY_AGE)
+    index = world.store.packs.index
+    assert isinstance(index, LocalChunkIndex)
+    assert index.condemned(limit=1)
+    scan = index._scan
+
+    def scan_and_push(database: object, after: bytes) -> list[tuple[bytes, bytes]]:
+        if database is index._condemned and index.condemned(limit=1):
+            push = new_push()
+            world.store.pushes.missing(push, ObjectKind.CHUNK, b"")
+            world.store.pushes.commit(push, tree.request("again"), by="builder")
+        return scan(database, after)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index, "_scan", scan_and_push)
+    report = world.collect(NOTHING_BY_AGE._replace(artifact_days=90))
+    monkeypatch.undo()
+    assert not index.condemned(limit=1)
+    assert report.packs_retired == 0
+    world.clock.advance(2 * HOUR_MS)
+    world.collect(NOTHING_BY_AGE._replace(artifact_days=90))
+    assert world.is_whole(tree)
+    world.check()
+
+
+def test_packs_of_layouts_stay_while_chunks_are_missing(world: GcWorld) -> None:
+    """A disk with some packs was not mounted when the index was built anew: what could not be proven is not thrown away."""
+    tree = world.push("kept")
+    world.flip("prod/a", world.snapshot(tree))
+    page = tree.pages[0].ref.digest
+    index = world.store.packs.index
+    [layout] = index.locate(ObjectKind.LAYOUT, [page])
+    assert layout is not None
+    # As after a rebuild that found a chunk missing: the layout has no row.
+    assert index.condemn(ObjectKind.LAYOUT, [page], at_ms=0, mark=0) == 1
+    assert index.drop(index.condemned(limit=10)) == 1
+    world.store.presence.forget()
+    for _ in range(4):
+        report = world.collect(NOTHING_BY_AGE)
+        assert report.gaps
+        world.clock.advance(25 * HOUR_MS)
+    assert layout.pack in world.files()
+    assert world.store.packs.store.read(layout.pack, layout.offset, layout.stored_length)
