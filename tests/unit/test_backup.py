@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -179,6 +180,46 @@ def test_a_store_that_lacks_a_pack_is_backed_up_and_said_to(script: Script, stor
     found = verify_backup(tmp_path / "backup")
     assert not found.ok
     assert victim.stem in str(found.findings)
+
+
+class BadSector(Files):
+    """Files, one of which the disk cannot read."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bad: set[int] = set()
+
+    def open_read(self, path: str) -> int:
+        descriptor = super().open_read(path)
+        (self._bad.add if self._name in path else self._bad.discard)(descriptor)
+        return descriptor
+
+    def pread(self, descriptor: int, length: int, offset: int) -> bytes:
+        if descriptor in self._bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().pread(descriptor, length, offset)
+
+
+def test_a_pack_that_the_disk_cannot_read_does_not_stop_the_backup(
+    script: Script, store: Path, tmp_path: Path
+) -> None:
+    """One bad sector would else be the end of all backups, on the day on which they matter most."""
+    victim = min((store / "packs").rglob("*.pack")).stem
+    with script.open(str(store), BadSector(victim), seed=next(SEEDS)) as opened:
+        report = backup_store(opened, tmp_path / "backup", BackupOptions(link=False))
+    assert report.absent == [victim]
+    assert not list((tmp_path / "backup" / "tmp").iterdir())
+    assert not verify_backup(tmp_path / "backup").ok
+
+
+def test_a_pack_that_the_disk_cannot_read_does_not_stop_a_restore(script: Script, store: Path, tmp_path: Path) -> None:
+    """A store that lacks one pack can be healed; one that is not there can not."""
+    backup = tmp_path / "backup"
+    back_up(script, store, backup)
+    victim = min((backup / "packs").rglob("*.pack")).stem
+    restored = restore_backup(backup, tmp_path / "new", LOST, files=BadSector(victim))
+    assert restored.missing == [victim]
+    assert not list((tmp_path / "new").rglob(f"{victim}.pack"))
 
 
 @pytest.mark.parametrize("where", ["store/backup", "store", "."])
