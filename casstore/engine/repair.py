@@ -22,6 +22,7 @@ from casstore.engine.layouts import prove_layout
 from casstore.engine.packs import PackService, SealedPack, format_object
 from casstore.engine.proving import page_proof_key, tree_proof_key
 from casstore.engine.quarantine import Damage, QuarantineService, quarantined_rows
+from casstore.engine.references import layout_references
 from casstore.errors import CasstoreError, DamagedObject, MalformedDocument, NotFound, TooLarge
 from casstore.formats.layout import Layout, decode_layout
 from casstore.formats.pack import ObjectKind, PackDecoder, PackEncoder, decode_frame, open_frame
@@ -297,7 +298,13 @@ class RepairService:
         if proven.sealed is None:
             return []
         self._packs.index.memo_add(proven.keys)
-        return self._record(proven.sealed)
+        healed = self._record(proven.sealed)
+        # ORDER: a layout leads to its chunks as long as it is there: those that are condemned are live before collection has its
+        # next turn, for its mark may have walked the layout that was there before.
+        for kind, ids in layout_references(self._packs, [row.id for row in proven.sealed.frames]):
+            places = self._packs.index.locate(kind, ids)
+            self._packs.index.revive([(kind, [id for id, place in zip(ids, places, strict=True) if place is not None])])
+        return healed
 
     def heal(self, pack: PackId, data: bytes, *, pool: Executor | None = None, width: int = 1) -> RepairAnswer:
         """All steps in one thread.

@@ -12,7 +12,7 @@ from casstore.engine.quarantine import QuarantineService
 from casstore.engine.repair import RepairService, gather_objects
 from casstore.engine.salvage import read_unlisted
 from casstore.errors import DamagedObject, MalformedDocument, NotFound, TooLarge
-from casstore.formats.layout import LayoutBuilder
+from casstore.formats.layout import LayoutBuilder, decode_layout
 from casstore.formats.pack import FRAME_HEADER_BYTES, ObjectKind, PackDecoder, open_frame
 from casstore.formats.snapshot import Component, Snapshot, encode_snapshot
 from casstore.hashing import blake3_256
@@ -130,6 +130,19 @@ def test_a_lying_layout_is_refused(clinic: Clinic, tree: BuiltTree) -> None:
     assert wanted(clinic.repairs.plan()) == {("layout", str(page))}
     assert clinic.heal([(ObjectKind.LAYOUT, page, small.layouts[page])]) == ({"layout"}, set())
     assert clinic.repairs.plan().wanted == []
+
+
+def test_what_a_healed_layout_leads_to_is_live(clinic: Clinic, tree: BuiltTree) -> None:
+    """A mark that walked another layout of the page has not met these chunks: they must not be dropped behind the repair."""
+    index = clinic.content.index
+    page, layout = next(iter(tree.layouts.items()))
+    clinic.lose(ObjectKind.LAYOUT, page)
+    clinic.repairs.plan()
+    chunks = [bytes(chunk) for chunk, _ in decode_layout(layout).chunks]
+    assert index.condemn(ObjectKind.CHUNK, chunks, at_ms=1, mark=1) == len(set(chunks))
+    healed, refused = clinic.heal([(ObjectKind.LAYOUT, page, layout)])
+    assert (healed, refused) == ({"layout"}, set())
+    assert all(index.has(ObjectKind.CHUNK, chunks))
 
 
 def test_a_pack_that_lies_is_refused_whole(clinic: Clinic, tree: BuiltTree) -> None:
