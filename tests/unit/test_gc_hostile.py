@@ -10,10 +10,12 @@ import pytest
 
 from casstore.engine.gc.reached import Reached
 from casstore.formats.pack import ObjectKind
+from casstore.ids import PackId
 from casstore.storage.local.index import LocalChunkIndex
 from tests.support.gcworld import HOUR_MS, GcWorld
 from tests.support.treebuild import new_push
 from tests.unit.test_gc import NOTHING_BY_AGE
+from tests.unit.test_gc_packs import make_sparse
 
 
 @pytest.fixture
@@ -83,3 +85,25 @@ def test_packs_of_layouts_stay_while_chunks_are_missing(world: GcWorld) -> None:
         world.clock.advance(25 * HOUR_MS)
     assert layout.pack in world.files()
     assert world.store.packs.store.read(layout.pack, layout.offset, layout.stored_length)
+
+
+def test_a_read_that_was_wrong_once_takes_nothing_out_of_use(world: GcWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller hesitated while a pack was rewritten: what lies in it is sound, and pushes rely on it."""
+    kept, pack = make_sparse(world)
+    read = world.store.packs.store.read
+    wrong: list[PackId] = []
+
+    def read_wrong_once(of: PackId, offset: int, length: int) -> bytes:
+        data = read(of, offset, length)
+        if of == pack and offset + length < 900_000 and length > 1000 and not wrong:
+            wrong.append(of)
+            return bytes(length)
+        return data
+
+    monkeypatch.setattr(world.store.packs.store, "read", read_wrong_once)
+    report = world.collect(NOTHING_BY_AGE)
+    assert wrong
+    assert report.damaged == []
+    assert not world.store.packs.index.quarantined(limit=1)
+    assert report.packs_rewritten == 1
+    world.check()
