@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -12,10 +13,13 @@ from casstore.engine.gc.reached import Reached
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.index import LocalChunkIndex
-from tests.support.gcworld import HOUR_MS, GcWorld
+from casstore.store import Hands
+from tests.support.gcworld import DAY_MS, HOUR_MS, GcWorld
 from tests.support.treebuild import new_push
 from tests.unit.test_gc import NOTHING_BY_AGE
 from tests.unit.test_gc_packs import make_sparse
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -107,3 +111,19 @@ def test_a_read_that_was_wrong_once_takes_nothing_out_of_use(world: GcWorld, mon
     assert not world.store.packs.index.quarantined(limit=1)
     assert report.packs_rewritten == 1
     world.check()
+
+
+def test_a_clock_that_is_set_while_a_run_begins_makes_nothing_due(world: GcWorld) -> None:
+    """It was looked at a moment ago, and was right then."""
+    world.push("old")
+    world.age()
+    world.collect(NOTHING_BY_AGE)
+
+    def write_and_jump(call: Callable[..., T], /, *args: object, **kwargs: object) -> T:
+        answer = call(*args, **kwargs)
+        world.clock.jump(2 * DAY_MS)
+        return answer
+
+    report = world.store.collect(NOTHING_BY_AGE, dry_run=False, hands=Hands(write_ledger=write_and_jump))
+    assert not report.dropped
+    assert world.store.packs.index.condemned(limit=1)

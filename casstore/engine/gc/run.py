@@ -124,13 +124,15 @@ class Run:
             self._blocked.append(f"nothing was changed: {refusal}")
         writing = not self._dry_run and refusal is None
         state = read_state(index)
+        # ORDER: the time before the clock is looked at: one that is set in between makes nothing due.
+        began_ms = self._work.clock.now_ms()
         if writing:
             self._begin(state)
         with self._work.presence.claims.watch():
             # ORDER: the packs before the pushes: one that is recorded in between is spared as unknown.
             known = frozenset(record.pack for record in self._known())
             brought = self._work.sessions.brought()
-            when = MarkTime(state.mark + (0 if writing else 1), self._work.clock.now_ms())
+            when = MarkTime(state.mark + (0 if writing else 1), began_ms)
             mark = self._new_mark(state)
             sweep = Sweep(self._work, mark, self._reached, when, known=known, grace_ms=self._times.grace_ms)
             keeper = PackKeeper(
