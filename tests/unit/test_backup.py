@@ -200,9 +200,7 @@ class BadSector(Files):
         return super().pread(descriptor, length, offset)
 
 
-def test_a_pack_that_the_disk_cannot_read_does_not_stop_the_backup(
-    script: Script, store: Path, tmp_path: Path
-) -> None:
+def test_a_pack_that_the_disk_cannot_read_does_not_stop_the_backup(script: Script, store: Path, tmp_path: Path) -> None:
     """One bad sector would else be the end of all backups, on the day on which they matter most."""
     victim = min((store / "packs").rglob("*.pack")).stem
     with script.open(str(store), BadSector(victim), seed=next(SEEDS)) as opened:

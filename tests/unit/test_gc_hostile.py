@@ -93,7 +93,7 @@ def test_packs_of_layouts_stay_while_chunks_are_missing(world: GcWorld) -> None:
 
 def test_a_read_that_was_wrong_once_takes_nothing_out_of_use(world: GcWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A controller hesitated while a pack was rewritten: what lies in it is sound, and pushes rely on it."""
-    kept, pack = make_sparse(world)
+    _, pack = make_sparse(world)
     read = world.store.packs.store.read
     wrong: list[PackId] = []
 
@@ -127,3 +127,23 @@ def test_a_clock_that_is_set_while_a_run_begins_makes_nothing_due(world: GcWorld
     report = world.store.collect(NOTHING_BY_AGE, dry_run=False, hands=Hands(write_ledger=write_and_jump))
     assert not report.dropped
     assert world.store.packs.index.condemned(limit=1)
+
+
+def test_condemning_makes_no_flip_look_everything_up_again(world: GcWorld) -> None:
+    """The next flip would do so in its write, and every other flip would wait for it; a push must, for what it is told is a promise."""
+    tree = world.push("kept")
+    snapshot = world.snapshot(tree)
+    world.flip("prod/a", snapshot)
+    old = world.push("old")
+    world.age()
+    assert world.store.snapshots.completeness(snapshot).complete
+    pages = [page.ref.digest for page in old.pages]
+    assert world.store.presence.pages(pages) == [True]
+    report = world.collect(NOTHING_BY_AGE)
+    assert report.condemned
+    assert not report.dropped
+    assert world.store.snapshots.is_known_complete(snapshot)
+    assert world.store.presence.pages(pages) == [False]
+    world.clock.advance(25 * HOUR_MS)
+    assert world.collect(NOTHING_BY_AGE).dropped
+    assert not world.store.snapshots.is_known_complete(snapshot)
