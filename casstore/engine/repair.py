@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from casstore.engine.artifacts import ArtifactService, decode_row
 from casstore.engine.layouts import prove_layout
+from casstore.engine.needed import NeededSnapshots
 from casstore.engine.packs import PackService, SealedPack, format_object
 from casstore.engine.proving import page_proof_key, tree_proof_key
 from casstore.engine.quarantine import Damage, QuarantineService, quarantined_rows
@@ -180,26 +181,32 @@ class RepairService:
                 self._want(row.kind, bytes(BlobDigest.parse(row.digest)), f"needed by artifact {at}", wanted)
 
     def _want_documents(self, wanted: _Wanted) -> None:
+        needed = NeededSnapshots()
         after: bytes | None = None
         while True:
             with self._ledger.read() as view:
                 rows = view.scan(Table.SNAPSHOTS, after=after, limit=_BATCH)
+                must = [needed.has(view, key) for key, _ in rows]
             if not rows:
                 return
             after = rows[-1][0]
-            digests = [key for key, _ in rows]
-            for digest, place in zip(digests, self._packs.index.locate(ObjectKind.DOCUMENT, digests), strict=True):
-                if place is None:
-                    wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot")
-                    continue
-                try:
-                    snapshot = decode_snapshot(self._packs.read_object(ObjectKind.DOCUMENT, digest))
-                except (NotFound, DamagedObject):
-                    wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot, damaged")
-                    continue
-                for component in snapshot.components:
-                    why = f"needed by snapshot blake3:{digest.hex()}"
-                    self._want(component.kind, bytes(component.digest), why, wanted)
+            live = self._packs.index.has(ObjectKind.DOCUMENT, [key for key, _ in rows])
+            for (digest, _), is_needed, is_live in zip(rows, must, live, strict=True):
+                # What was collected, or is about to be, is not lost.
+                if is_needed or is_live:
+                    self._want_snapshot(digest, wanted)
+
+    def _want_snapshot(self, digest: bytes, wanted: _Wanted) -> None:
+        if self._packs.index.locate(ObjectKind.DOCUMENT, [digest])[0] is None:
+            wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot")
+            return
+        try:
+            snapshot = decode_snapshot(self._packs.read_object(ObjectKind.DOCUMENT, digest))
+        except (NotFound, DamagedObject):
+            wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot, damaged")
+            return
+        for component in snapshot.components:
+            self._want(component.kind, bytes(component.digest), f"needed by snapshot blake3:{digest.hex()}", wanted)
 
     def _read_all(self, kind: ObjectKind, wanted: _Wanted) -> Iterator[tuple[bytes, bytes]]:
         """Every object of a kind that can be read; one that cannot is wanted."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from casstore.admin import Created, create_store, fsck_directory
+from casstore.admin import Created, create_store, fsck_directory, rebuild_index
 from casstore.backup import BackupOptions, backup_store, verify_backup
 from casstore.errors import (
     ConfigurationError,
@@ -180,6 +180,25 @@ def test_a_store_that_lacks_a_pack_is_backed_up_and_said_to(script: Script, stor
     found = verify_backup(tmp_path / "backup")
     assert not found.ok
     assert victim.stem in str(found.findings)
+
+
+def test_what_the_store_has_lost_is_not_pruned(script: Script, store: Path, tmp_path: Path) -> None:
+    """A disk is lost and the index built anew without it; then the nightly backup comes, with ``--prune``."""
+    backup = tmp_path / "backup"
+    back_up(script, store, backup)
+    with opened_at(script, store) as opened:
+        chunks = [at.pack for _, at in opened.packs.index.objects(ObjectKind.CHUNK, limit=1)]
+    [victim] = [path for path in (store / "packs").rglob("*.pack") if path.stem == str(chunks[0])]
+    victim.unlink()
+    rebuild_index(store)
+    with opened_at(script, store) as opened, pytest.raises(DamagedObject, match="nothing was pruned"):
+        backup_store(opened, backup, BackupOptions(prune=True))
+    assert list((backup / "packs").rglob(victim.name))
+    shutil.copy(next((backup / "packs").rglob(victim.name)), victim)
+    rebuild_index(store)
+    with opened_at(script, store) as opened:
+        backup_store(opened, backup, BackupOptions(prune=True))
+    assert verify_backup(backup).ok
 
 
 class BadSector(Files):

@@ -147,3 +147,12 @@ def test_condemning_makes_no_flip_look_everything_up_again(world: GcWorld) -> No
     world.clock.advance(25 * HOUR_MS)
     assert world.collect(NOTHING_BY_AGE).dropped
     assert not world.store.snapshots.is_known_complete(snapshot)
+
+
+def test_what_was_collected_is_not_wanted_back(world: GcWorld) -> None:
+    """A repair asks for what was lost; what nothing needed any more was not lost, and would else come back from every backup."""
+    world.flip("prod/a", world.snapshot(world.push("kept")))
+    world.snapshot(world.push("old"))
+    world.age()
+    world.collect_all(NOTHING_BY_AGE)
+    assert world.store.repairs.plan().wanted == []
