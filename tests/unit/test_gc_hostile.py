@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 
 from casstore.engine.gc.reached import Reached
+from casstore.engine.pushes import Proof
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId
 from casstore.storage.local.index import LocalChunkIndex
@@ -156,3 +157,19 @@ def test_what_was_collected_is_not_wanted_back(world: GcWorld) -> None:
     world.age()
     world.collect_all(NOTHING_BY_AGE)
     assert world.store.repairs.plan().wanted == []
+
+
+def test_a_clock_that_is_set_gives_orphans_their_grace_again(world: GcWorld) -> None:
+    """A commit has written its layouts and waits for its turn: taken in now, their pack would be known without them."""
+    tree = world.tree("slow")
+    push = new_push()
+    world.send_missing(push, tree)
+    proof = world.store.pushes.prove(push, tree.request("slow"))
+    assert isinstance(proof, Proof)
+    world.collect(NOTHING_BY_AGE)
+    world.clock.jump(2 * DAY_MS)
+    world.store.confirm_clock()
+    world.collect(NOTHING_BY_AGE)
+    world.store.pushes.record(world.store.pushes.remember(proof), by="builder")
+    assert world.is_whole(tree)
+    world.check()

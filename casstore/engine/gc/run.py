@@ -163,6 +163,7 @@ class Run:
         if step is not None:
             self._blocked.append(f"the clock was set by {step // 1000} s: grace begins anew")
             self._work.write_index(index.restart_grace, clock.now_ms())
+            state.orphans = {}  # they have their grace again, too: a commit may be about to record one
         if step is not None or state.wall_ms is None or state.boot != clock.boot():
             anchor(state, clock)
         self._work.write_ledger(self._ledgerside.expire_pins)
