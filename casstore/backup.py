@@ -97,7 +97,8 @@ def backup_store(
         StoreBusy: another backup is being written there.
         StoreFull, ReadOnly, Unavailable: it cannot be written, or it was told to stop; the backup before stays valid.
         LeaseLost: a step took so long that something may have been removed meanwhile.
-        DamagedObject: the ledger, the index or the heads cannot be read.
+        DamagedObject: the ledger, the index or the heads cannot be read; or the backup is made, and was not pruned, because
+            the store lacks what it needs.
 
     Durability: all of it when this returns.
     Threads: any; one at a time for a directory.
@@ -255,6 +256,17 @@ class _Run:
         return True
 
     def _prune(self, state: str) -> tuple[int, int]:
+        # TRUST: the index says what is needed, and an index that was built anew without a lost disk does not know what was on
+        # it.  The ledger does: as long as it names what the store lacks, the packs of this backup may be the last that have it.
+        lacking = self._store.repairs.plan().wanted
+        if lacking:
+            first = f"{lacking[0].kind} {lacking[0].id}"
+            raise DamagedObject(
+                f"the backup is made, and nothing was pruned: the store lacks {first} and maybe more, and this backup may hold "
+                "the only copy",
+                hint="`casstore repair --from` the backup, then back up again",
+                object=first,
+            )
         with closing(LocalChunkIndex(state, self._files)) as index:
             pruned = self._target.prune(lambda pack: index.pack(pack) is not None)
         forget_lock(self._files, os.path.join(state, "index"))

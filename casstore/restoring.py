@@ -258,8 +258,12 @@ class _Job:
         # CRASH: a pack that is cut short has its name here, but the directory is not a store yet.
         if self._link:
             self._files.link_new(source, final)
-        else:
+            return
+        try:
             copy_file(self._files, source, final)
+        except DamagedObject:
+            self._files.unlink(final)
+            self.missing = [*self.missing, name][:1000]
 
 
 def read_note(path: str) -> bytes:

@@ -22,7 +22,7 @@ from typing import Final
 from casstore.engine.proving import RECORD_BYTES, LargeFile, Slice, Unit, slice_records
 from casstore.errors import MalformedDocument
 from casstore.hashing import Blake3Hasher, blake3_256
-from casstore.limits import MIB
+from casstore.limits import KIB, MIB, PACK_PLAIN_MAX_BYTES
 from casstore.wire import Runs
 
 FACTS_MAX_BYTES: Final = (
@@ -33,6 +33,9 @@ STASH_MAX_BYTES: Final = 48 * MIB  # LIMIT: packs of a push come in side by side
 STASH_EACH_MAX_BYTES: Final = 24 * MIB
 GROWING_MAX: Final = 1024  # LIMIT: large files of one push that are hashed in part; each holds a hasher of 2 KiB
 _ROW_BYTES: Final = 200  # of a dictionary's row and its key, about
+# LIMIT: processor time of one pack, as much again as its chunks may take: runs of half a MiB could ask for hours.
+_HASHED_MAX_BYTES: Final = PACK_PLAIN_MAX_BYTES
+_STEP_BYTES: Final = 4 * KIB  # what a chunk of one byte costs, in bytes of a large one
 
 
 class RunsRoom:
@@ -148,6 +151,8 @@ class PushRuns:
         return last
 
     def _learn(self, file: int, growing: _Growing) -> None:
+        # Another thread may wait at the lock with a chunk behind the last one: it must not stash what nobody gives back.
+        growing.lost = True
         self._forget_early(growing)
         if self._claim_facts(64 + _ROW_BYTES):
             with self._lock:
@@ -228,6 +233,7 @@ class PackRuns:
 
     def __init__(self, proven: PushRuns, runs: Runs) -> None:
         self._proven = proven
+        self._left_bytes = _HASHED_MAX_BYTES
         self._bundles = {run.chunk: run.lengths for run in runs.bundles}
         self._files: dict[bytes, list[tuple[int, int, bool]]] = {}
         for run in runs.files:
@@ -242,8 +248,12 @@ class PackRuns:
         Raises:
             MalformedDocument: the runs do not fit it.
         """
-        lengths = self._bundles.get(chunk)
+        # LIMIT: a chunk that comes twice in a pack is used once.
+        lengths = self._bundles.pop(chunk, None)
         if lengths is not None:
             self._proven.take_bundle(chunk, lengths, plain)
-        for file, ordinal, last in self._files.get(chunk, ()):
+        for file, ordinal, last in self._files.pop(chunk, ()):
+            self._left_bytes -= len(plain) + _STEP_BYTES
+            if self._left_bytes < 0:
+                return  # the rest is read at commit
             self._proven.take_file(file, ordinal, last, chunk, plain)

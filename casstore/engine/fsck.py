@@ -19,7 +19,7 @@ from typing import Final
 from casstore.engine.artifacts import ArtifactService, decode_row
 from casstore.engine.findings import Findings
 from casstore.engine.fsck_packs import check_locations, check_packs, check_quarantine
-from casstore.engine.gc.lists import newest_collection
+from casstore.engine.needed import NeededSnapshots
 from casstore.engine.packs import PackService, format_object
 from casstore.engine.proving import (
     check_chunk_lengths,
@@ -29,15 +29,13 @@ from casstore.engine.proving import (
     run_units,
     tree_proof_key,
 )
-from casstore.engine.records import PointerRecord, SnapshotRecord, decode_record
 from casstore.errors import CasstoreError, DamagedObject
 from casstore.formats.layout import decode_layout, verify_layout_fits
 from casstore.formats.pack import ObjectKind
 from casstore.formats.snapshot import decode_snapshot
 from casstore.formats.tree import EntryType, TreeEntry, TreeVerifier, decode_page, decode_root
 from casstore.ids import BlobDigest, SnapshotDigest, TreeDigest
-from casstore.limits import POINTERS_MAX
-from casstore.storage.roles import Ledger, LedgerView, Location, Table
+from casstore.storage.roles import Ledger, Location, Table
 
 _BATCH: Final = 256
 _PUSH_AGAIN: Final = "push it again, or `casstore repair --from` a copy"
@@ -104,7 +102,7 @@ class _Judge:
         self._full = full
         self._pool = pool
         self._width = width
-        self._named: frozenset[bytes] | None = None
+        self._needed = NeededSnapshots()
 
     # --- layouts: what pages and blobs consist of --------------------------------------------------------------------
 
@@ -241,7 +239,7 @@ class _Judge:
         while rows := self._index.objects(ObjectKind.DOCUMENT, after=after, limit=_BATCH):
             after = rows[-1][0]
             with ledger.read() as view:
-                published = [self._is_needed(view, id) for id, _ in rows]
+                published = [self._needed.has(view, id) for id, _ in rows]
             for (id, location), known in zip(rows, published, strict=True):
                 name = f"snapshot {SnapshotDigest(id)}"
                 self._findings.count("snapshots")
@@ -265,7 +263,7 @@ class _Judge:
                 return
             after = rows[-1][0]
             with ledger.read() as view:
-                digests = [key for key, _ in rows if self._is_needed(view, key)]
+                digests = [key for key, _ in rows if self._needed.has(view, key)]
             self._findings.count("collected snapshots", len(rows) - len(digests))
             for digest, there in zip(digests, self._packs.available(ObjectKind.DOCUMENT, digests), strict=True):
                 if not there:
@@ -306,24 +304,6 @@ class _Judge:
     def _is_live(self, kind: ObjectKind, id: bytes) -> bool:
         """Whether it is live still: what a collection took away meanwhile is nobody's fault."""
         return self._index.has(kind, [id])[0]
-
-    def _is_needed(self, view: LedgerView, digest: bytes) -> bool:
-        """Whether a snapshot must be there: it is published, and a pointer names it, or no collection came after it."""
-        row = view.get(Table.SNAPSHOTS, digest)
-        if row is None:
-            return False
-        collected = newest_collection(view)
-        if collected is None or digest in self._current(view):
-            return True
-        return decode_record(row, SnapshotRecord, f"snapshot {digest.hex()}").entry > collected
-
-    def _current(self, view: LedgerView) -> frozenset[bytes]:
-        """What pointers name now."""
-        if self._named is None:
-            rows = view.scan(Table.POINTERS, limit=POINTERS_MAX + 1)
-            records = [decode_record(row, PointerRecord, f"pointer {key.decode()}") for key, row in rows]
-            self._named = frozenset(SnapshotDigest.parse(r.snapshot) for r in records if r.snapshot is not None)
-        return self._named
 
     def _read(self, kind: ObjectKind, id: bytes, location: Location) -> bytes:
         """Past the cache."""

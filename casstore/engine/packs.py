@@ -18,6 +18,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from casstore.engine.room import Rooms
@@ -353,6 +354,45 @@ class PackService:
         before = int.from_bytes(pack, "big") - 1
         after = None if before < 0 else PackId(before.to_bytes(PackId.SIZE, "big"))
         return any(record.pack == pack for record, _ in self.index.retired(after=after, limit=1))
+
+    def is_used(self, pack: PackId) -> bool:
+        """Whether something that is live, condemned or in quarantine lies in a pack, by what the pack itself lists.
+
+        Raises:
+            DamagedObject: the pack does not say what it holds.
+            Unavailable: it cannot be read now.
+        """
+        try:
+            rows = self.read_footer(pack).rows
+        except PackNotFound:
+            return False
+        quarantined = bool(self.index.quarantined(limit=1))
+        for kind in ObjectKind:
+            ids = [row.id for row in rows if row.kind is kind]
+            if any(place is not None and place.pack == pack for place in self.index.locate(kind, ids)):
+                return True
+            if quarantined and any(
+                row is not None and row.location.pack == pack for row in map(partial(self.find_quarantined, kind), ids)
+            ):
+                return True
+        return False
+
+    def retire(self, pack: PackId, *, at_ms: int) -> bool:
+        """Retire a pack in which nothing lies any more.
+
+        Returns:
+            False, and nothing is changed, if something does.
+
+        Threads: index writer; so nothing is taken into use in between.
+
+        Raises:
+            DamagedObject, Unavailable: as :meth:`is_used`.
+            StoreFull, OutcomeUnknown: as the index says.
+        """
+        if self.is_used(pack):
+            return False
+        self.index.retire_pack(pack, at_ms=at_ms)
+        return True
 
     def delete_retired(self, pack: PackId) -> bool:
         """Delete a pack that is retired, and forget it.

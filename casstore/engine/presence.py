@@ -8,8 +8,8 @@ Two questions are told apart.  A *push* asks what is live: what is condemned is 
 is never promised to anyone.  The *ledger's side* asks what is available, condemned or not: a rollback at 2 AM does not fail because
 the content was condemned the moment before; what it relies on is claimed (:mod:`casstore.engine.claims`), and so stays.
 
-A page found complete stays so until something is condemned or deleted, so answers of *present* are remembered;
-whatever takes something away calls :meth:`Presence.forget` before and after.
+A page found complete stays so until something is condemned or deleted, so answers of *present* are remembered; whatever
+takes something away calls :meth:`Presence.forget` before and after, whatever condemns :meth:`Presence.forget_live`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from casstore.ids import BlobDigest
 MISSING_NAMED_MAX: Final = 20
 # LIMIT: beyond this many distinct missing ids the count may count an id twice.
 _DISTINCT_MAX: Final = 131_072
-# LIMIT: 32 bytes and a dictionary slot each: some 10 MB.
+# LIMIT: 33 bytes and a dictionary slot each, of what is live and of what is available: some 20 MB.
 _REMEMBERED_MAX: Final = 65_536
 # LIMIT: layouts that are looked up side by side.
 _BATCH: Final = 32
@@ -77,6 +77,8 @@ class Presence:
         self._lock = threading.Lock()
         self._complete: OrderedDict[bytes, None] = OrderedDict()
         self._epoch = 0
+        self._live: OrderedDict[bytes, None] = OrderedDict()
+        self._live_epoch = 0
         self.claims = Claims()
         """What the ledger's side relies on."""
 
@@ -110,37 +112,50 @@ class Presence:
 
     @property
     def epoch(self) -> int:
-        """Changes whenever something may have been deleted: what was found present before must be looked up again."""
+        """Changes whenever something may have been deleted: what was found available before must be looked up again."""
         return self._epoch
 
     def forget(self) -> None:
-        """Remember nothing.  ORDER: called before anything is condemned or deleted, and once more after.
+        """Remember nothing.  ORDER: called before anything is deleted, or taken out of use, and once more after.
 
         What began to look things up before the second call is not remembered behind it.
         """
         self._packs.forget_all()
         with self._lock:
             self._epoch += 1
+            self._live_epoch += 1
             self._complete.clear()
+            self._live.clear()
+
+    def forget_live(self) -> None:
+        """Remember nothing of what is live.  ORDER: called before anything is condemned, and once more after.
+
+        What is condemned is available all the same: so a collection that condemns by the thousand does not have each flip
+        look up all that its snapshot needs, with every other flip waiting behind it.
+        """
+        with self._lock:
+            self._live_epoch += 1
+            self._live.clear()
 
     def _look(self, digests: Sequence[bytes], gaps: Gaps | None, *, paged: bool, live: bool) -> list[bool]:
         # A page's digest and a blob's both name a layout: what is remembered of the one says nothing of the other.
-        mark = (b"p" if paged else b"b") + (b"l" if live else b"a")
+        mark = b"p" if paged else b"b"
+        memory = self._live if live else self._complete
         with self._lock:
-            epoch = self._epoch
-            known = [mark + digest in self._complete for digest in digests]
+            epoch = self._live_epoch if live else self._epoch
+            known = [mark + digest in memory for digest in digests]
         asked = [digest for digest, complete in zip(digests, known, strict=True) if not complete]
         answers = self._batches(asked, gaps, paged=paged, live=live)
         result = [complete or next(answers) for complete in known]
         with self._lock:
             # A page looked up before a deletion must not be remembered after it.
-            if epoch == self._epoch:
+            if epoch == (self._live_epoch if live else self._epoch):
                 for digest, complete in zip(digests, result, strict=True):
                     if complete:
-                        self._complete[mark + digest] = None
-                        self._complete.move_to_end(mark + digest)
-                while len(self._complete) > _REMEMBERED_MAX:
-                    self._complete.popitem(last=False)
+                        memory[mark + digest] = None
+                        memory.move_to_end(mark + digest)
+                while len(memory) > _REMEMBERED_MAX:
+                    memory.popitem(last=False)
         return result
 
     def _has(self, kind: ObjectKind, ids: Sequence[bytes], live: bool) -> list[bool]:

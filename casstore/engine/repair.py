@@ -15,14 +15,17 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from casstore.engine.artifacts import ArtifactService, decode_row
 from casstore.engine.layouts import prove_layout
+from casstore.engine.needed import NeededSnapshots
 from casstore.engine.packs import PackService, SealedPack, format_object
 from casstore.engine.proving import page_proof_key, tree_proof_key
 from casstore.engine.quarantine import Damage, QuarantineService, quarantined_rows
-from casstore.errors import CasstoreError, DamagedObject, MalformedDocument, NotFound, TooLarge
+from casstore.engine.references import layout_references
+from casstore.errors import CasstoreError, DamagedObject, MalformedDocument, NotFound, SnapshotIncomplete, TooLarge
 from casstore.formats.layout import Layout, decode_layout
 from casstore.formats.pack import ObjectKind, PackDecoder, PackEncoder, decode_frame, open_frame
 from casstore.formats.snapshot import decode_snapshot
@@ -79,6 +82,8 @@ class RepairService:
         self._packs = packs
         self._quarantine = quarantine
         self._planned: frozenset[_Key] | None = None
+        self._sought: dict[bytes, bytes] = {}
+        """Chunks that a layout needs which came and could not be proven without them, and which layout that is."""
         self._artifacts = artifacts
         self._ledger = ledger
 
@@ -93,6 +98,7 @@ class RepairService:
         self._want_pages(wanted)
         self._want_artifacts(wanted)
         self._want_documents(wanted)
+        self._want_sought(wanted)
         self._planned = wanted.keys()
         return RepairPlan(wanted=wanted.listed(), truncated=wanted.cut)
 
@@ -125,14 +131,46 @@ class RepairService:
     def _want_pages(self, wanted: _Wanted) -> None:
         for id, data in self._read_all(ObjectKind.ROOT, wanted):
             # One that was never committed may lack anything: a push may be under way.
-            if not self._packs.index.memo_has([tree_proof_key(TreeDigest(id))])[0]:
-                continue
-            with self._packs.rooms.hold(ObjectKind.ROOT, len(data)):
-                pages = [ref.digest for ref in decode_root(data)]
-            for kind in (ObjectKind.PAGE, ObjectKind.LAYOUT):
-                for page, place in zip(pages, self._packs.index.locate(kind, pages), strict=True):
-                    if place is None:
-                        wanted.add(kind, page, f"needed by {format_object(ObjectKind.ROOT, id)}")
+            if self._is_proven(id):
+                self._want_pages_of(id, data, wanted)
+
+    def _is_proven(self, tree: bytes) -> bool:
+        return self._packs.index.memo_has([tree_proof_key(TreeDigest(tree))])[0]
+
+    def _want_pages_of(self, tree: bytes, root: bytes, wanted: _Wanted) -> None:
+        with self._packs.rooms.hold(ObjectKind.ROOT, len(root)):
+            pages = [ref.digest for ref in decode_root(root)]
+        for kind in (ObjectKind.PAGE, ObjectKind.LAYOUT):
+            for page, place in zip(pages, self._packs.index.locate(kind, pages), strict=True):
+                if place is None:
+                    wanted.add(kind, page, f"needed by {format_object(ObjectKind.ROOT, tree)}")
+
+    def _want(self, kind: str, digest: bytes, why: str, wanted: _Wanted) -> None:
+        """What an artifact or a component of a snapshot lacks: itself, and of a tree the pages and layouts."""
+        if wanted.add_absent(kind, digest, why) or kind != "tree" or self._is_proven(digest):
+            return
+        # A rebuilt index remembers no tree that lacked something, and somebody was promised this one.
+        with suppress(NotFound, DamagedObject):
+            self._want_pages_of(digest, self._packs.read_object(ObjectKind.ROOT, digest), wanted)
+
+    def _want_sought(self, wanted: _Wanted) -> None:
+        chunks = list(self._sought)
+        for chunk, place in zip(chunks, self._packs.index.locate(ObjectKind.CHUNK, chunks), strict=True):
+            if place is None:
+                wanted.add(
+                    ObjectKind.CHUNK, chunk, f"needed by {format_object(ObjectKind.LAYOUT, self._sought[chunk])}"
+                )
+            else:
+                self._sought.pop(chunk, None)
+
+    def _seek(self, layout: bytes, data: bytes) -> None:
+        """Remember which chunks a layout lacks that cannot be proven without them: nothing else names them."""
+        with self._packs.rooms.hold(ObjectKind.LAYOUT, len(data)):
+            ids = [bytes(id) for id, _ in decode_layout(data).chunks]
+        for id, place in zip(ids, self._packs.index.locate(ObjectKind.CHUNK, ids), strict=True):
+            # LIMIT: of one plan; the next layout that comes names the rest.
+            if place is None and len(self._sought) < WANTED_MAX:
+                self._sought[id] = layout
 
     def _want_artifacts(self, wanted: _Wanted) -> None:
         number = 0
@@ -140,29 +178,35 @@ class RepairService:
             number = rows[-1][0]
             for at, value in rows:
                 row = decode_row(value)
-                wanted.add_absent(row.kind, bytes(BlobDigest.parse(row.digest)), f"needed by artifact {at}")
+                self._want(row.kind, bytes(BlobDigest.parse(row.digest)), f"needed by artifact {at}", wanted)
 
     def _want_documents(self, wanted: _Wanted) -> None:
+        needed = NeededSnapshots()
         after: bytes | None = None
         while True:
             with self._ledger.read() as view:
                 rows = view.scan(Table.SNAPSHOTS, after=after, limit=_BATCH)
+                must = [needed.has(view, key) for key, _ in rows]
             if not rows:
                 return
             after = rows[-1][0]
-            digests = [key for key, _ in rows]
-            for digest, place in zip(digests, self._packs.index.locate(ObjectKind.DOCUMENT, digests), strict=True):
-                if place is None:
-                    wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot")
-                    continue
-                try:
-                    snapshot = decode_snapshot(self._packs.read_object(ObjectKind.DOCUMENT, digest))
-                except (NotFound, DamagedObject):
-                    wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot, damaged")
-                    continue
-                for component in snapshot.components:
-                    why = f"needed by snapshot blake3:{digest.hex()}"
-                    wanted.add_absent(component.kind, bytes(component.digest), why)
+            live = self._packs.index.has(ObjectKind.DOCUMENT, [key for key, _ in rows])
+            for (digest, _), is_needed, is_live in zip(rows, must, live, strict=True):
+                # What was collected, or is about to be, is not lost.
+                if is_needed or is_live:
+                    self._want_snapshot(digest, wanted)
+
+    def _want_snapshot(self, digest: bytes, wanted: _Wanted) -> None:
+        if self._packs.index.locate(ObjectKind.DOCUMENT, [digest])[0] is None:
+            wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot")
+            return
+        try:
+            snapshot = decode_snapshot(self._packs.read_object(ObjectKind.DOCUMENT, digest))
+        except (NotFound, DamagedObject):
+            wanted.add(ObjectKind.DOCUMENT, digest, "a published snapshot, damaged")
+            return
+        for component in snapshot.components:
+            self._want(component.kind, bytes(component.digest), f"needed by snapshot blake3:{digest.hex()}", wanted)
 
     def _read_all(self, kind: ObjectKind, wanted: _Wanted) -> Iterator[tuple[bytes, bytes]]:
         """Every object of a kind that can be read; one that cannot is wanted."""
@@ -282,6 +326,8 @@ class RepairService:
             except CasstoreError as error:
                 if error.retryable:
                     raise
+                if isinstance(error, SnapshotIncomplete):
+                    self._seek(id, data)
                 refused.append((ObjectKind.LAYOUT, id))
         return Proven(keys, self._packs.seal_objects(held) if held else None, refused)
 
@@ -297,7 +343,13 @@ class RepairService:
         if proven.sealed is None:
             return []
         self._packs.index.memo_add(proven.keys)
-        return self._record(proven.sealed)
+        healed = self._record(proven.sealed)
+        # ORDER: a layout leads to its chunks as long as it is there: those that are condemned are live before collection has its
+        # next turn, for its mark may have walked the layout that was there before.
+        for kind, ids in layout_references(self._packs, [row.id for row in proven.sealed.frames]):
+            places = self._packs.index.locate(kind, ids)
+            self._packs.index.revive([(kind, [id for id, place in zip(ids, places, strict=True) if place is not None])])
+        return healed
 
     def heal(self, pack: PackId, data: bytes, *, pool: Executor | None = None, width: int = 1) -> RepairAnswer:
         """All steps in one thread.
@@ -338,11 +390,13 @@ class _Wanted:
     def keys(self) -> frozenset[_Key]:
         return frozenset(self._why)
 
-    def add_absent(self, kind: str, digest: bytes, why: str) -> None:
-        """Add a tree's root, or a blob's layout, unless it is there."""
+    def add_absent(self, kind: str, digest: bytes, why: str) -> bool:
+        """Add a tree's root, or a blob's layout, unless it is there; returns whether it is not."""
         object_kind = ObjectKind.ROOT if kind == "tree" else ObjectKind.LAYOUT
-        if self._packs.index.locate(object_kind, [digest])[0] is None:
+        absent = self._packs.index.locate(object_kind, [digest])[0] is None
+        if absent:
             self.add(object_kind, digest, why)
+        return absent
 
     def add_pieces(self, layout: Layout, missing: dict[int, bytes], files: list[TreeEntry] | None) -> None:
         """Note where the bytes of missing chunks lie in the files of a page or blob."""

@@ -151,7 +151,7 @@ class SnapshotService:
 
     def completeness(self, digest: SnapshotDigest) -> Completeness:
         """What a stored snapshot lacks; what is condemned is there.  An answer of *nothing* is remembered until something is
-        condemned or deleted.  Inside a write of the ledger the snapshot is claimed, so that what the answer says stays true.
+        deleted or taken out of use.  Inside a write of the ledger the snapshot is claimed, so that what the answer says stays true.
 
         Raises:
             SnapshotNotFound: the store has no such document.

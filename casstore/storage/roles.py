@@ -335,7 +335,8 @@ class ChunkIndex(Protocol):
     def retire_pack(self, pack: PackId, *, at_ms: int) -> None:
         """Note that a pack to which no row points is to be deleted; it is not listed by :meth:`packs` any more.
 
-        The caller has seen that no row points to it (:meth:`usage`); no later row can: rows point to new packs only.
+        The caller has seen that no row points to it, in this very turn of the index writer: :meth:`usage` alone does not say so, for
+        what is revived or released while it counts may be missed.
         """
         ...
 

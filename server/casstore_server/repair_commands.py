@@ -55,15 +55,21 @@ class Repair:
         self.left: list[WantedObject] = []
 
     def run(self) -> None:
-        """Plan, fetch, hand in, until nothing more comes."""
+        """Plan, fetch, hand in, until nothing more comes, and nothing more is asked for: a layout that came names its chunks."""
+        asked: set[tuple[str, str]] = set()
+        before = -1
         for _ in range(_ROUNDS_MAX):
-            before = len(self.healed)
             plan = self._patient.plan()
             self.left = [one for one in plan.wanted if (one.kind, one.id) not in self.healed]
+            named = {(one.kind, one.id) for one in self.left}
+            if len(self.healed) == before and named <= asked:
+                break
+            asked |= named
+            before = len(self.healed)
             # ORDER: what layouts are proven by comes before them.
             self._fetch([one for one in self.left if one.kind != "layout"])
             self._fetch([one for one in self.left if one.kind == "layout"])
-            if len(self.healed) == before or self._dry_run:
+            if self._dry_run:
                 break
         self.left = [one for one in self.left if (one.kind, one.id) not in self.healed]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from casstore.admin import Created, create_store, fsck_directory
+from casstore.admin import Created, create_store, fsck_directory, rebuild_index
 from casstore.backup import BackupOptions, backup_store, verify_backup
 from casstore.errors import (
     ConfigurationError,
@@ -179,6 +180,63 @@ def test_a_store_that_lacks_a_pack_is_backed_up_and_said_to(script: Script, stor
     found = verify_backup(tmp_path / "backup")
     assert not found.ok
     assert victim.stem in str(found.findings)
+
+
+def test_what_the_store_has_lost_is_not_pruned(script: Script, store: Path, tmp_path: Path) -> None:
+    """A disk is lost and the index built anew without it; then the nightly backup comes, with ``--prune``."""
+    backup = tmp_path / "backup"
+    back_up(script, store, backup)
+    with opened_at(script, store) as opened:
+        chunks = [at.pack for _, at in opened.packs.index.objects(ObjectKind.CHUNK, limit=1)]
+    [victim] = [path for path in (store / "packs").rglob("*.pack") if path.stem == str(chunks[0])]
+    victim.unlink()
+    rebuild_index(store)
+    with opened_at(script, store) as opened, pytest.raises(DamagedObject, match="nothing was pruned"):
+        backup_store(opened, backup, BackupOptions(prune=True))
+    assert list((backup / "packs").rglob(victim.name))
+    shutil.copy(next((backup / "packs").rglob(victim.name)), victim)
+    rebuild_index(store)
+    with opened_at(script, store) as opened:
+        backup_store(opened, backup, BackupOptions(prune=True))
+    assert verify_backup(backup).ok
+
+
+class BadSector(Files):
+    """Files, one of which the disk cannot read."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bad: set[int] = set()
+
+    def open_read(self, path: str) -> int:
+        descriptor = super().open_read(path)
+        (self._bad.add if self._name in path else self._bad.discard)(descriptor)
+        return descriptor
+
+    def pread(self, descriptor: int, length: int, offset: int) -> bytes:
+        if descriptor in self._bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().pread(descriptor, length, offset)
+
+
+def test_a_pack_that_the_disk_cannot_read_does_not_stop_the_backup(script: Script, store: Path, tmp_path: Path) -> None:
+    """One bad sector would else be the end of all backups, on the day on which they matter most."""
+    victim = min((store / "packs").rglob("*.pack")).stem
+    with script.open(str(store), BadSector(victim), seed=next(SEEDS)) as opened:
+        report = backup_store(opened, tmp_path / "backup", BackupOptions(link=False))
+    assert report.absent == [victim]
+    assert not list((tmp_path / "backup" / "tmp").iterdir())
+    assert not verify_backup(tmp_path / "backup").ok
+
+
+def test_a_pack_that_the_disk_cannot_read_does_not_stop_a_restore(script: Script, store: Path, tmp_path: Path) -> None:
+    """A store that lacks one pack can be healed; one that is not there can not."""
+    backup = tmp_path / "backup"
+    back_up(script, store, backup)
+    victim = min((backup / "packs").rglob("*.pack")).stem
+    restored = restore_backup(backup, tmp_path / "new", LOST, files=BadSector(victim))
+    assert restored.missing == [victim]
+    assert not list((tmp_path / "new").rglob(f"{victim}.pack"))
 
 
 @pytest.mark.parametrize("where", ["store/backup", "store", "."])

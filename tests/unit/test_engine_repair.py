@@ -9,15 +9,17 @@ import pytest
 
 from casstore.engine.affected import AffectedSearch
 from casstore.engine.quarantine import QuarantineService
+from casstore.engine.rebuild import IndexRebuild
 from casstore.engine.repair import RepairService, gather_objects
 from casstore.engine.salvage import read_unlisted
 from casstore.errors import DamagedObject, MalformedDocument, NotFound, TooLarge
-from casstore.formats.layout import LayoutBuilder
+from casstore.formats.layout import LayoutBuilder, decode_layout
 from casstore.formats.pack import FRAME_HEADER_BYTES, ObjectKind, PackDecoder, open_frame
 from casstore.formats.snapshot import Component, Snapshot, encode_snapshot
 from casstore.hashing import blake3_256
-from casstore.ids import ChunkId, ComponentName, PackId
+from casstore.ids import BlobDigest, ChunkId, ComponentName, PackId
 from casstore.limits import MIB
+from casstore.storage.memory import MemoryChunkIndex
 from casstore.wire import RepairPlan
 from tests.support.treebuild import (
     BuiltTree,
@@ -130,6 +132,19 @@ def test_a_lying_layout_is_refused(clinic: Clinic, tree: BuiltTree) -> None:
     assert wanted(clinic.repairs.plan()) == {("layout", str(page))}
     assert clinic.heal([(ObjectKind.LAYOUT, page, small.layouts[page])]) == ({"layout"}, set())
     assert clinic.repairs.plan().wanted == []
+
+
+def test_what_a_healed_layout_leads_to_is_live(clinic: Clinic, tree: BuiltTree) -> None:
+    """A mark that walked another layout of the page has not met these chunks: they must not be dropped behind the repair."""
+    index = clinic.content.index
+    page, layout = next(iter(tree.layouts.items()))
+    clinic.lose(ObjectKind.LAYOUT, page)
+    clinic.repairs.plan()
+    chunks = [bytes(chunk) for chunk, _ in decode_layout(layout).chunks]
+    assert index.condemn(ObjectKind.CHUNK, chunks, at_ms=1, mark=1) == len(set(chunks))
+    healed, refused = clinic.heal([(ObjectKind.LAYOUT, page, layout)])
+    assert (healed, refused) == ({"layout"}, set())
+    assert all(index.has(ObjectKind.CHUNK, chunks))
 
 
 def test_a_pack_that_lies_is_refused_whole(clinic: Clinic, tree: BuiltTree) -> None:
@@ -261,3 +276,31 @@ def test_salvage_reads_past_what_the_disk_refuses(
     assert set(found) <= set(whole)
     missed = set(whole) - set(found)
     assert all(row.offset <= 8191 and row.offset + row.stored_length > 4096 for row in missed)
+
+
+@pytest.mark.parametrize("kind", ["tree", "blob"])
+def test_what_a_rebuilt_index_could_not_prove_is_healed(clinic: Clinic, kind: str) -> None:
+    """A disk is lost, the index is built anew without the packs on it, and a holder has them: no layout says which chunks those are."""
+    whole = build_tree(some_files()) if kind == "tree" else build_blob(os.urandom(3 * MIB))
+    clinic.content.push(whole, "app")
+    lost = set(list(whole.chunks)[:2])
+    objects = {(one, bytes(id)): plain for one, id, plain in whole.objects()}
+    index = MemoryChunkIndex()
+    for chunk in lost:
+        location = clinic.content.index.locate(ObjectKind.CHUNK, [chunk])[0]
+        assert location is not None
+        flip_bit(clinic.content.store, location.pack, location.offset + FRAME_HEADER_BYTES)
+    IndexRebuild(clinic.content.store, index).run()
+    content = Content(clinic.content.store, index, clinic.content.ledger, clinic.content.clock)
+    quarantine = QuarantineService(content.packs, content.presence, content.clock, pause=lambda seconds: None)
+    repairs = RepairService(content.packs, quarantine, content.artifacts, content.ledger)
+    assert not check(content, full=True).ok
+    for _ in range(4):
+        wanted = {(ObjectKind[one.kind.upper()], bytes(BlobDigest.parse(one.id))) for one in repairs.plan().wanted}
+        sent = [(one, id, objects[one, id]) for one, id in sorted(wanted)]
+        for pack, data in encode_packs([item for item in sent if item[0] is not ObjectKind.LAYOUT]):
+            repairs.heal(pack, data)
+        for pack, data in encode_packs([item for item in sent if item[0] is ObjectKind.LAYOUT]):
+            repairs.heal(pack, data)
+    assert repairs.plan().wanted == []
+    assert check(content, full=True).ok

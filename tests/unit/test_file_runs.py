@@ -9,15 +9,18 @@ from casstore.engine.file_runs import (
     GROWING_MAX,
     STASH_EACH_MAX_BYTES,
     STASH_MAX_BYTES,
+    PackRuns,
     PushRuns,
     RunsRoom,
 )
+from casstore.engine.ingest import PackReader
+from casstore.engine.room import Rooms
 from casstore.errors import MalformedDocument, TooLarge
 from casstore.formats.layout import decode_layout
 from casstore.formats.pack import ObjectKind, encode_pack
 from casstore.hashing import blake3_256
 from casstore.ids import PackId
-from casstore.limits import MIB, RUNS_SIZE_MAX_BYTES
+from casstore.limits import MIB, PACK_PLAIN_MAX_BYTES, RUNS_SIZE_MAX_BYTES
 from casstore.wire import Artifact, BundleRun, FileRun, Runs, encode_runs
 from tests.support.treebuild import BuiltTree, Content, build_tree, encode_packs, new_push, some_files
 
@@ -141,3 +144,46 @@ def test_facts_are_bounded_and_given_back() -> None:
     for number in range(GROWING_MAX + 5):
         two.take_file(number, 0, False, bytes(32), b"x")
     assert len(two._growing) == GROWING_MAX
+
+
+class Counting(PushRuns):
+    """Counts what it is made to hash."""
+
+    uses = 0
+    hashed_bytes = 0
+
+    def take_file(self, file: int, ordinal: int, last: bool, chunk: bytes, plain: bytes) -> None:
+        self.uses += 1
+        self.hashed_bytes += len(plain)
+        super().take_file(file, ordinal, last, chunk, plain)
+
+
+@pytest.mark.parametrize("size", [1, MIB])
+def test_a_small_pack_cannot_ask_for_hours_of_hashing(size: int) -> None:
+    """Ten thousand files of one chunk each, and that chunk a hundred times in the pack: a few hundred kilobytes in all."""
+    plain = bytes(size)
+    chunk = blake3_256(plain)
+    pack = PackId(bytes(16))
+    files = [FileRun(number, 0, True, [chunk]) for number in range(10_000)]
+    assert len(encode_runs(Runs([], files))) > 0
+    proven = Counting(RunsRoom())
+    reader = PackReader(pack, Rooms())
+    reader.runs = PackRuns(proven, Runs([], files))
+    reader.feed(encode_pack(pack, [(ObjectKind.CHUNK, chunk, plain)] * 100))
+    reader.finish()
+    assert proven.uses <= 10_000
+    assert proven.hashed_bytes <= PACK_PLAIN_MAX_BYTES
+
+
+def test_a_chunk_behind_the_last_one_holds_nothing() -> None:
+    """One thread has found the file while another one ends it: what comes behind its end is not stashed for ever."""
+    room = RunsRoom()
+    runs = PushRuns(room)
+    runs.take_file(1, 0, False, bytes(32), b"a")
+    growing = runs._growing[1]
+    runs.take_file(1, 1, True, bytes(32), b"b")
+    runs._growing[1] = growing  # what the other thread has in its hands
+    runs.take_file(1, 5, False, bytes(32), bytes(MIB))
+    del runs._growing[1]
+    runs.close()
+    assert room.take_stash(STASH_MAX_BYTES)

@@ -23,6 +23,7 @@ from casstore.engine.gc.state import ORPHANS_MAX, GcState
 from casstore.engine.gc.work import Work
 from casstore.engine.ingest import PackReader
 from casstore.engine.packs import READ_RUN_BYTES, format_object, format_where, open_at
+from casstore.engine.quarantine import READ_TRIES
 from casstore.errors import DamagedObject, InvalidInput, PackNotFound
 from casstore.formats.pack import ObjectKind, PackEncoder, PackRow, decode_frame
 from casstore.ids import PackId
@@ -174,20 +175,30 @@ class PackKeeper:
             whole = None  # one bad sector: the others are read one by one
         for at in run:
             row = places[at]
+            start = at.offset - first.offset
+            frame = None if whole is None else memoryview(whole)[start : start + at.stored_length]
+            found = self._verified(row, at, frame)
+            if found is not None:
+                yield row, at, found
+        self._work.pause()
+
+    def _verified(self, row: PackRow, at: Location, frame: memoryview | None) -> memoryview | None:
+        """A frame that is right; one that is wrong each time that it is read is taken out of use.
+
+        TRUST: a damaged object must not get a new place: whoever looks for its bytes would look at a copy.
+        """
+        for tries_left in reversed(range(READ_TRIES)):
             try:
-                if whole is None:
+                if frame is None:
                     frame = memoryview(self._packs.store.read(at.pack, at.offset, at.stored_length))
-                else:
-                    start = at.offset - first.offset
-                    frame = memoryview(whole)[start : start + at.stored_length]
-                # TRUST: a damaged object must not get a new place: whoever looks for its bytes would look at a copy.
                 with self._packs.rooms.hold(row.kind, at.plain_length):
                     open_at(row.kind, row.id, at, frame)
+                return frame
             except DamagedObject as error:
-                self._work.write_index(self._quarantine, row, at, error.detail)
-                continue
-            yield row, at, frame
-        self._work.pause()
+                frame = None
+                if not tries_left:
+                    self._work.write_index(self._quarantine, row, at, error.detail)
+        return None
 
     def _quarantine(self, row: PackRow, at: Location, reason: str) -> None:
         self._work.presence.forget()
@@ -205,15 +216,19 @@ class PackKeeper:
         """Retire packs to which no row points."""
         for pack, use in self._usage.items():
             if not use.rows:
-                self.retired += self._work.write_index(self._retire, pack)
+                try:
+                    self.retired += self._work.write_index(self._retire, pack)
+                except DamagedObject as error:
+                    # Nobody can say what it holds: it stays.
+                    self._report(f"pack {pack}: {error.detail}")
                 self._work.pause()
 
     def _retire(self, pack: PackId) -> bool:
         # ORDER: on this thread a push notes its packs, takes one up again, and learns where its layouts lie.
         if self._work.sessions.brings(pack):
             return False
-        self._index.retire_pack(pack, at_ms=self._work.clock.now_ms())
-        return True
+        # ORDER: looked at once more here: what was condemned, or in quarantine, may have been revived while its row was counted.
+        return self._packs.retire(pack, at_ms=self._work.clock.now_ms())
 
     def delete(self) -> int:
         """Delete retired packs whose readers have had time to go on; returns how many wait.

@@ -6,8 +6,10 @@ other way round.
 * Chunks, of which there are millions: a Bloom filter of at least twelve bits a chunk.  One in about 200 unreached chunks is kept
   by mistake.  Each mark draws its own salt, so it is another one each time, and after two or three marks all are gone.
 * Everything above them (documents, roots, pages, layouts), about a hundredth of that: 64-bit fingerprints in a hash table.  It must
-  be exact for practical purposes, because a layout that is kept by mistake leads to chunks that are not: two of 10^6 objects agree
-  by chance once in 10^7 marks, and what follows is a page that a push brings again.
+  be exact for practical purposes, because an object that is taken for walked by mistake leads to chunks that are then not met.
+  TRUST: the fingerprints are salted, too, anew for each mark.  Two ids that agree in their first 64 bits can be made in minutes, and
+  whoever may push could have content acknowledged, wait until others rely on it, and have the marks lose its chunks.  With a salt that
+  nobody knows two of 10^6 objects agree once in 10^7 marks, whoever made them; and what one mark condemns so, the next one revives.
 """
 
 from __future__ import annotations
@@ -57,12 +59,17 @@ class _Bloom:
 class _Fingerprints:
     """Open addressing, at most three fifths full; 0 marks a free place."""
 
-    def __init__(self) -> None:
+    def __init__(self, salt: int) -> None:
         self._table = array("Q", bytes(8 * _TABLE_MIN))
         self._used = 0
+        self._salt = salt | 1
+
+    def _fingerprint(self, id: bytes) -> int:
+        # The upper bits of a product with a random odd number: two ids agree in 64 of them once in 2^63 salts.
+        return (int.from_bytes(id, "big") * self._salt & _ALL) >> 192 or 1
 
     def add(self, id: bytes) -> None:
-        mark = int.from_bytes(id[:8], "big") or 1
+        mark = self._fingerprint(id)
         if not self._insert(self._table, mark):
             return
         self._used += 1
@@ -85,7 +92,7 @@ class _Fingerprints:
         return True
 
     def has(self, id: bytes) -> bool:
-        mark = int.from_bytes(id[:8], "big") or 1
+        mark = self._fingerprint(id)
         table = self._table
         mask = len(table) - 1
         at = mark & mask
@@ -111,9 +118,10 @@ class Reached:
 
     def __init__(self, chunks: int, salt: bytes) -> None:
         above = [kind for kind in ObjectKind if kind is not ObjectKind.CHUNK]
-        self._chunks = _Bloom(chunks, int.from_bytes(salt, "big"))
-        self._walked: dict[ObjectKind, _Fingerprints] = {kind: _Fingerprints() for kind in above}
-        self._kept: dict[ObjectKind, _Fingerprints] = {kind: _Fingerprints() for kind in above}
+        number = int.from_bytes(salt, "big")
+        self._chunks = _Bloom(chunks, number)
+        self._walked: dict[ObjectKind, _Fingerprints] = {kind: _Fingerprints(number) for kind in above}
+        self._kept: dict[ObjectKind, _Fingerprints] = {kind: _Fingerprints(number) for kind in above}
 
     def add_chunks(self, ids: Sequence[bytes]) -> None:
         """Chunks were met."""

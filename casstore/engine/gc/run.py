@@ -124,13 +124,15 @@ class Run:
             self._blocked.append(f"nothing was changed: {refusal}")
         writing = not self._dry_run and refusal is None
         state = read_state(index)
+        # ORDER: the time before the clock is looked at: one that is set in between makes nothing due.
+        began_ms = self._work.clock.now_ms()
         if writing:
             self._begin(state)
         with self._work.presence.claims.watch():
             # ORDER: the packs before the pushes: one that is recorded in between is spared as unknown.
             known = frozenset(record.pack for record in self._known())
             brought = self._work.sessions.brought()
-            when = MarkTime(state.mark + (0 if writing else 1), self._work.clock.now_ms())
+            when = MarkTime(state.mark + (0 if writing else 1), began_ms)
             mark = self._new_mark(state)
             sweep = Sweep(self._work, mark, self._reached, when, known=known, grace_ms=self._times.grace_ms)
             keeper = PackKeeper(
@@ -145,7 +147,7 @@ class Run:
                     self._mark(mark, brought, when)
                     self._sweep(mark, sweep, brought, state, writing=writing)
                 if writing:
-                    self._keep(keeper, state)
+                    self._keep(keeper, state, complete=mark.complete)
             except Interrupted:
                 self._blocked.append("the run was stopped; the next one goes on")
         if writing:
@@ -161,6 +163,7 @@ class Run:
         if step is not None:
             self._blocked.append(f"the clock was set by {step // 1000} s: grace begins anew")
             self._work.write_index(index.restart_grace, clock.now_ms())
+            state.orphans = {}  # they have their grace again, too: a commit may be about to record one
         if step is not None or state.wall_ms is None or state.boot != clock.boot():
             anchor(state, clock)
         self._work.write_ledger(self._ledgerside.expire_pins)
@@ -193,7 +196,8 @@ class Run:
             sweep.revive()
         if not mark.complete:
             self._blocked.append(
-                "nothing was condemned or dropped: some of what is needed is missing or damaged, and what it leads to is unknown"
+                "nothing was condemned or dropped, and no pack retired: some of what is needed is missing or damaged, and what it leads "
+                "to is unknown"
             )
         elif brought is None:
             self._blocked.append(
@@ -243,14 +247,17 @@ class Run:
         if batch:
             self._expired += self._work.write_ledger(self._ledgerside.expire_artifacts, batch)
 
-    def _keep(self, keeper: PackKeeper, state: GcState) -> None:
-        keeper.look()
-        try:
-            keeper.rewrite()
-        except StoreFull as error:
-            # What follows gives space back, and needs next to none.
-            self._blocked.append(f"no pack was rewritten: {error.detail}")
-        keeper.retire()
+    def _keep(self, keeper: PackKeeper, state: GcState, *, complete: bool) -> None:
+        # ORDER: what the index lacks may lie in a pack to which no row points: the layouts that a rebuilt index could not prove for
+        # want of a chunk, those of a pack that an older index does not know.  No such pack goes while something is missing.
+        if complete:
+            keeper.look()
+            try:
+                keeper.rewrite()
+            except StoreFull as error:
+                # What follows gives space back, and needs next to none.
+                self._blocked.append(f"no pack was rewritten: {error.detail}")
+            keeper.retire()
         try:
             self._packs_waiting = keeper.delete()
         except DeletionHeld as error:

@@ -130,9 +130,9 @@ class Sweep:
 
     def _condemn(self, kind: ObjectKind, ids: Sequence[bytes]) -> int:
         # ORDER: the time is read where the transaction runs: grace counts from the moment from which it is missing.
-        self._work.presence.forget()
+        self._work.presence.forget_live()
         count = self._index.condemn(kind, ids, at_ms=self._work.clock.now_ms(), mark=self._when.number)
-        self._work.presence.forget()
+        self._work.presence.forget_live()
         return count
 
     # --- drop ----------------------------------------------------------------------------------------------------------

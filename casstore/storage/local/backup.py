@@ -114,6 +114,7 @@ def copy_file(
         before: called before each block; what it raises ends the copy.
 
     Raises:
+        DamagedObject: the disk cannot read it; what was written of the copy is still there.
         OSError: as the system says.
     """
     hasher = Blake3Hasher()
@@ -122,7 +123,7 @@ def copy_file(
         writing = files.open_write(destination, mode)
         try:
             offset = 0
-            while block := files.pread(reading, _BLOCK_BYTES, offset):
+            while block := _read_block(files, reading, source, offset):
                 before()
                 files.write(writing, block)
                 hasher.update(block)
@@ -133,6 +134,18 @@ def copy_file(
     finally:
         files.close(reading)
     return Copied(offset, hasher.hexdigest())
+
+
+def _read_block(files: Files, descriptor: int, source: str, offset: int) -> bytes:
+    try:
+        return files.pread(descriptor, _BLOCK_BYTES, offset)
+    except OSError:
+        pass
+    try:
+        return files.pread(descriptor, _BLOCK_BYTES, offset)  # a cable or a controller may have hesitated
+    except OSError as error:
+        where = f"{source}:{offset}"
+        raise DamagedObject(f"the disk cannot read {where}: {error.strerror}", object=source, where=where) from error
 
 
 def hash_file(files: Files, path: str) -> Copied:
@@ -307,7 +320,7 @@ class BackupDirectory:
             whether it was linked.
 
         Raises:
-            DamagedObject: it has another size.
+            DamagedObject: it has another size, or the disk cannot read it.
             OSError: as the system says.
         """
         final = self._pack_path(pack)
@@ -318,11 +331,15 @@ class BackupDirectory:
             with suppress(OSError):
                 self._files.link_new(source, temporary)
                 linked = True
-        found = (
-            self._files.stat(temporary).st_size
-            if linked
-            else copy_file(self._files, source, temporary, before=before).size
-        )
+        try:
+            found = (
+                self._files.stat(temporary).st_size
+                if linked
+                else copy_file(self._files, source, temporary, before=before).size
+            )
+        except DamagedObject:
+            self._files.unlink(temporary)
+            raise
         if found != size:
             self._files.unlink(temporary)
             raise DamagedObject(
