@@ -170,9 +170,8 @@ def verify_closed(path: str, files: Files, what: str) -> None:
     try:
         _check_pages(files, data, what, None)
     except FileNotFoundError as error:
-        raise NotInitialised(
-            f"there is no {what} at {path}", hint="was the store created with `casstore init`?"
-        ) from error
+        hint = REBUILD if what == "index" else "was the store created with `casstore init`?"
+        raise NotInitialised(f"there is no {what} at {path}", hint=hint) from error
     except OSError as error:
         raise refusal(error, f"read the {what}") from error
 
