@@ -126,7 +126,7 @@ class PackIngest:
         packs: where the pack goes.
         pack: its name.
         learned: told where the layouts of the pack lie, once it is recorded.
-        ended: told once when the pack is no longer coming in.
+        ended: told once when the pack is no longer coming in: whether the index knows it.
         runs: takes what the file runs prove that stand in front of the pack.
         runs_size: how many bytes of them.
 
@@ -140,7 +140,7 @@ class PackIngest:
         pack: PackId,
         *,
         learned: Callable[[Sequence[tuple[bytes, Location]]], None],
-        ended: Callable[[], None],
+        ended: Callable[[bool], None],
         runs: PushRuns | None = None,
         runs_size: int = 0,
     ) -> None:
@@ -152,7 +152,8 @@ class PackIngest:
         self._packs = packs
         self._pack = pack
         self._learned = learned
-        self._ended: Callable[[], None] | None = ended
+        self._ended: Callable[[bool], None] | None = ended
+        self._recorded = False
         self._summary: PackSummary | None = None
         self._dropped = 0
         self._reader = PackReader(pack, packs.rooms)
@@ -257,6 +258,7 @@ class PackIngest:
                 # ORDER: packs are deleted on this thread, so what lies here now is not deleted before it is recorded.
                 self._packs.store.size(self._pack)
                 self._packs.index.add_pack(PackRecord(self._pack, summary.size, len(summary.rows)), believed)
+            self._recorded = True
             self._learned(layouts)
         finally:
             self.abort()
@@ -286,7 +288,7 @@ class PackIngest:
             self._writer.abort()
         ended, self._ended = self._ended, None
         if ended is not None:
-            ended()
+            ended(self._recorded)
 
     def _create(self) -> PackWriter | None:
         """A writer, or None if the store has a pack of this name."""

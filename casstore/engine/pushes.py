@@ -152,14 +152,14 @@ class PushService:
                 self._packs,
                 pack,
                 learned=lambda layouts: self.sessions.learn_layouts(push, layouts),
-                ended=lambda: self.sessions.end_pack(push, pack),
+                ended=lambda recorded: self.sessions.end_pack(push, pack, recorded=recorded),
                 runs=self.sessions.begin_runs(push) if runs_size else None,
                 runs_size=runs_size,
             )
             begun = True
         finally:
             if not begun:
-                self.sessions.end_pack(push, pack)
+                self.sessions.end_pack(push, pack, recorded=False)
         return ingest
 
     # --- step 3 ------------------------------------------------------------------------------------------------------
@@ -285,6 +285,9 @@ class PushService:
         if first:
             index.memo_add(first)
         for sealed in proof.layouts:
+            # Somebody took the pack in since it was written, without the layouts: who could tell that they are proven?
+            if index.pack(sealed.record.pack) is not None:
+                raise _collected(proof.artifact)
             self._packs.record_objects(sealed)
         # ORDER: everything that the artifact needs is live, in one transaction, before the ledger learns of it: from then on
         # each mark finds it.  What was live when the proof began, and nothing was lost since, needs no second look.

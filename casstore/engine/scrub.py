@@ -459,7 +459,7 @@ def _finding(name: str, error: DamagedObject | PackNotFound) -> Finding:
         where=error.fields.get("where") or name,
         expected=error.fields.get("expected") or "a pack with this name",
         found=error.fields.get("found") or error.detail,
-        hint="what it held was read object by object; `casstore repair` writes what is whole into a new pack",
+        hint="what it held was read object by object and is used as before; a backup of the pack can take its place",
     )
 
 

@@ -36,7 +36,7 @@ _RETRY_AFTER_S: Final = 5
 class _Session:
     """One push.  Guarded by the lock of :class:`PushSessions`."""
 
-    __slots__ = ("asked", "brought", "by", "expires_ms", "in_flight", "layouts", "runs", "untold")
+    __slots__ = ("asked", "brought", "by", "expires_ms", "fresh", "in_flight", "layouts", "runs", "untold")
 
     def __init__(self, by: str) -> None:
         self.by = by
@@ -47,6 +47,8 @@ class _Session:
         self.runs: PushRuns | None = None
         self.brought: set[PackId] = set()
         self.untold = False
+        self.fresh: set[PackId] = set()
+        """Of the packs in flight, those that were not brought before."""
         """Whether it brought more than could be remembered."""
 
 
@@ -111,17 +113,30 @@ class PushSessions:
             session.in_flight.add(pack)
             # ORDER: before the index can know the pack, so that no collection sees it without its push.
             if self._brought < BROUGHT_PACKS_MAX:
-                self._brought += pack not in session.brought
-                session.brought.add(pack)
+                if pack not in session.brought:
+                    self._brought += 1
+                    session.brought.add(pack)
+                    session.fresh.add(pack)
             else:
                 session.untold = True
 
-    def end_pack(self, push: PushId, pack: PackId) -> None:
-        """Note that a pack is no longer coming in."""
+    def end_pack(self, push: PushId, pack: PackId, *, recorded: bool = True) -> None:
+        """Note that a pack is no longer coming in.
+
+        Args:
+            push: which push.
+            pack: which pack.
+            recorded: whether the index knows it now.
+        """
         with self._lock:
             session = self._sessions.get(push)
             if session is not None:
                 session.in_flight.discard(pack)
+                # LIMIT: packs that fail are forgotten, or whoever sends many keeps collections from removing anything.
+                if pack in session.fresh and not recorded:
+                    session.brought.discard(pack)
+                    self._brought -= 1
+                session.fresh.discard(pack)
                 self._renew(session)
 
     def learn_layouts(self, push: PushId, layouts: Sequence[tuple[bytes, Location]]) -> None:

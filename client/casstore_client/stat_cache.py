@@ -162,7 +162,7 @@ class StatCache:
         path = place.path
         file: IO[bytes] | None = None
         try:
-            file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")  # noqa: SIM115
+            file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")  # noqa: SIM115
             info = os.fstat(file.fileno())
             if info.st_uid != os.geteuid() or info.st_mode & 0o022:
                 raise _Unbelievable("it belongs to someone else, or others may write to it")

@@ -12,7 +12,7 @@ import pytest
 
 from casstore.engine.proving import run_units
 from casstore.engine.sessions import PENDING_LAYOUTS_EACH_MAX
-from casstore.errors import DigestMismatch, LeaseLost, Overloaded, SnapshotIncomplete
+from casstore.errors import DigestMismatch, LeaseLost, MalformedDocument, Overloaded, SnapshotIncomplete
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PackId, PushId
 from casstore.limits import PACKS_PER_PUSH_IN_FLIGHT, PUSH_LEASE_MS, PUSH_SESSIONS_EACH_MAX, PUSH_SESSIONS_MAX
@@ -356,3 +356,21 @@ def test_what_was_condemned_since_is_revived_all_the_same(content: Content, when
     content.index.drop(content.index.condemned(limit=9))
     with pytest.raises(SnapshotIncomplete):
         content.pushes.prove(push, tree.request("again"))
+
+
+def test_packs_that_fail_are_not_remembered(content: Content) -> None:
+    """Whoever sends rubbish for an hour must not keep collections from removing anything."""
+    push = new_push()
+    pack = PackId(bytes(16))
+    for _ in range(3):
+        ingest = content.pushes.begin_pack(push, pack)
+        with pytest.raises(MalformedDocument):
+            ingest.feed(bytes(200))
+        ingest.abort()
+    assert content.pushes.sessions.brought() == frozenset()
+    tree = build_tree(some_files(5))
+    content.send(push, encode_packs(tree.objects(), pack=pack))
+    assert content.pushes.sessions.brought() == {pack}
+    again = content.pushes.begin_pack(push, pack)
+    again.abort()
+    assert content.pushes.sessions.brought() == {pack}

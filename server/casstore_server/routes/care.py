@@ -56,9 +56,12 @@ def _allowed(context: Context, directory: str) -> str:
     if allowed == OFF:
         raise NotPermitted("this server makes no backups: its settings say so", permission="operate")
     # TRUST: after links are followed; whoever may write to the folder itself can put the backup elsewhere, and read it.
-    if allowed is not None and not Path(directory).resolve().is_relative_to(Path(allowed).resolve()):
+    if allowed is None:
+        return directory
+    resolved = Path(directory).resolve()
+    if not resolved.is_relative_to(Path(allowed).resolve()):
         raise NotPermitted(f"this server writes backups below {allowed} only", permission="operate")
-    return directory
+    return str(resolved)
 
 
 async def _back_up(context: Context, directory: str, options: BackupOptions) -> BackupReport:
