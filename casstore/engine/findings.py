@@ -72,7 +72,8 @@ class Findings:
                 where=error.where or where,
                 expected=error.expected or "",
                 found=error.found or error.detail,
-                hint="`casstore scrub` takes it out of use; then push it again, or `casstore repair --from` a copy",
+                hint=error.hint
+                or "`casstore scrub` takes it out of use; then push it again, or `casstore repair --from` a copy",
             )
         else:
             expected = error.fields.get("expected") or ""

@@ -140,7 +140,8 @@ def _read_secret(path: Path, what: str) -> str:
     try:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the {what} {path} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigurationError(f"the {what} {path} cannot be read: {why}") from error
 
 
 def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:

@@ -169,7 +169,10 @@ async def _lengthen(transport: Transport, text: str) -> str:
     with suppress(InvalidDigest):
         found = await find_digests(transport, text)
     if not found:
-        raise ArtifactNotFound(f"{text[:200]!r} is neither the digest nor the name of anything here")
+        raise ArtifactNotFound(
+            f"{text[:200]!r} is neither the digest nor the name of anything here",
+            hint="`casstore artifacts` lists the names; `casstore snapshot show` lists the trees of a snapshot or pointer",
+        )
     if len(found) > 1:
         raise InvalidDigest(f"{text} may mean {', '.join(found[:5])}", hint=_GIVE_MORE)
     return found[0]

@@ -158,6 +158,7 @@ class _Import:
         self.documents: dict[SnapshotDigest, bytes] = {}
         self.objects = 0
         self._packs: list[Member] = []
+        self._done: list[Artifact] = []
 
     # --- the small members -------------------------------------------------------------------------------------------
 
@@ -264,15 +265,16 @@ class _Import:
 
     async def commit(self, sender: ImportPush) -> list[Artifact]:
         """Have the server prove every tree and blob, and record it."""
-        done = []
         last = len(self.manifest.artifacts) - 1
         for number, artifact in enumerate(self.manifest.artifacts):
+            if number < len(self._done):
+                continue  # recorded before the push lost its lease
             labels = [Label(k, v) for k, v in artifact.labels]
             name = None if artifact.name is None else str(artifact.name)
             digest, more = str(artifact.digest), number < last
             request = CommitRequest(kind=artifact.kind, digest=digest, name=name, labels=labels, more=more)
             try:
-                done.append(await sender.commit(request))
+                self._done.append(await sender.commit(request))
             except SnapshotIncomplete as error:
                 if not self.manifest.base:
                     raise
@@ -282,7 +284,7 @@ class _Import:
                     missing=error.missing,
                     missing_count=error.missing_count,
                 ) from error
-        return done
+        return list(self._done)
 
     async def publish(self, why: str) -> list[SnapshotDigest]:
         """Publish the snapshots, parents first."""

@@ -17,6 +17,7 @@ Redirects are not followed: the token belongs to one host.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import ssl
 from collections import Counter
@@ -450,4 +451,13 @@ def _trust(ca: str | None) -> ssl.SSLContext:
 def _say(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the certificate of {error.host}:{error.port} is not trusted: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return f"{error.host}:{error.port} does not speak TLS as it should: {error.os_error.strerror or error.os_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        code = error.os_error.errno
+        # What the event loop says of a refused connection repeats the address; the number says it in words.
+        why = os.strerror(code) if code is not None and code > 0 else error.os_error.strerror or str(error.os_error)
+        return f"no connection to {error.host}:{error.port}: {why}"
     return str(error) or type(error).__name__

@@ -232,10 +232,12 @@ def _verification_failed() -> int:
 def show_report(report: FsckReport, what: str) -> None:
     """Print what a check found, of ``what``."""
     checked = ", ".join(f"{number} {what}" for what, number in sorted(report.checked.items()))
-    click.echo(f"Checked {checked}.")
+    click.echo(f"Checked {checked}." if checked else "Nothing could be checked.")
     for finding in report.findings:
         click.echo(f"{finding.severity}: {finding.code}: {finding.object} at {finding.where}")
-        click.echo(f"  expected {finding.expected}, found {finding.found}")
+        click.echo(
+            f"  expected {finding.expected}, found {finding.found}" if finding.expected else f"  {finding.found}"
+        )
         if finding.hint:
             click.echo(f"  {finding.hint}")
     if report.truncated:

@@ -87,10 +87,14 @@ def _scrub_server(
         if only:
             return client.scrub_status()
         found = client.scrub(rate_bytes_s=rate, full_pass=full_pass)
-        while wait and found.running:
-            time.sleep(_POLL_S)
-            found = client.scrub_status()
-            _progress(found, out)
+        try:
+            while wait and found.running:
+                time.sleep(_POLL_S)
+                found = client.scrub_status()
+                _progress(found, out)
+        except KeyboardInterrupt:
+            out.say("The server goes on with the pass; `casstore scrub --status` says how far it is.")
+            raise
         return found
 
 
@@ -189,6 +193,9 @@ def list_quarantined(settings: Settings, out: Output) -> None:
         found = list(client.quarantine())
 
     def people() -> None:
+        if not found:
+            click.echo("Nothing is in quarantine.")
+            return
         rows = [[o.kind, o.id, o.where, o.since, o.reason] for o in found]
         print_table(["kind", "id", "where", "since", "found"], rows)
 
@@ -200,7 +207,13 @@ def list_quarantined(settings: Settings, out: Output) -> None:
 @connecting
 @speaking
 def release_object(object_id: str, settings: Settings, out: Output) -> None:
-    """Put OBJECT (its digest) back into use, if it reads right again; what still reads wrong stays out."""
+    """Put OBJECT back into use, if it reads right again; what still reads wrong stays out.
+
+    OBJECT is a digest as messages name it, with its kind ('chunk blake3:…') or without.
+    """
+    from casstore_server.repair_commands import parse_named
+
+    named = parse_named(object_id)
     with open_client(settings, content=True) as client:
-        client.release_object(object_id)
-    out.emit({"id": object_id, "released": True}, lambda: click.echo(f"released {object_id}"))
+        client.release_object(named.id, named.kind)
+    out.emit({"id": named.id, "released": True}, lambda: click.echo(f"released {object_id}"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import click
 
-from casstore.errors import ConfigurationError, InvalidInput
+from casstore.errors import ConfigurationError, InvalidInput, Unauthenticated
 from casstore_client.cli.commands import speaking
 from casstore_client.cli.exit_codes import VERIFICATION_FAILED
 from casstore_client.cli.output import Output, print_table, short, tell
@@ -80,7 +80,7 @@ class Repair:
                 return
             batch: list[tuple[ObjectKind, bytes, bytes]] = []
             size = 0
-            for item in holder.get(left):
+            for item in _objects_of(holder, left):
                 batch.append(item)
                 size += len(item[2])
                 if size >= _PLAIN_BYTES - (8 << 20):
@@ -108,6 +108,16 @@ class Repair:
             for one in answer.healed:
                 assert one.kind is not None, "a store says what it healed"
                 self.healed[one.kind, one.id] = holder.name
+
+
+def _objects_of(holder: Holder, wanted: Sequence[WantedObject]) -> Iterator[tuple[ObjectKind, bytes, bytes]]:
+    try:
+        yield from holder.get(wanted)
+    except Unauthenticated as error:
+        # The hints of a refusal are for the store that is healed, whose token is another.
+        raise Unauthenticated(
+            f"{holder.name}: {error.detail}", hint="its token is given with --from-token-file"
+        ) from error
 
 
 class _Directory:
@@ -285,6 +295,9 @@ def _affected_in(directory: Path, named: Sequence[ObjectName], *, quarantined: b
 
 
 def _show_affected(found: AffectedReport) -> None:
+    if not found.objects:
+        click.echo("Nothing is in quarantine.")
+        return
     click.echo(f"{found.pages} pages, {len(found.trees)} trees and {len(found.blobs)} blobs need it.")
     if found.files:
         click.echo("Files, for example:")
@@ -297,7 +310,7 @@ def _show_affected(found: AffectedReport) -> None:
             right=(0,),
         )
     if found.snapshots:
-        rows = [[one.digest, " ".join(one.components) or "the document itself"] for one in found.snapshots]
+        rows = [[short(one.digest), " ".join(one.components) or "the document itself"] for one in found.snapshots]
         print_table(["snapshot", "components"], rows)
     if found.pointers:
         rows = [[p.pointer, short(p.now), str(p.flips), p.last_flip or "-"] for p in found.pointers]

@@ -308,6 +308,8 @@ def test_mistakes(run: Run, served: Path, monkeypatch: pytest.MonkeyPatch) -> No
     run("at", PTR, "yesterday", code=3)
     run("rollback", PTR, "--to", "seq:²", "--expect", "f1", code=2)
     run("status", "--url", "ftp://x", code=2)
+    assert "NAME=DIGEST" in run("snapshot", "create", "app", code=2).err
+    assert "snapshot show" in run("pull", "prod/web", "x", code=3).err
     assert "hint" in run("init", served, code=2).err
     assert run("version").out.startswith("casstore ")
     assert "_CASSTORE_COMPLETE" in run("completion", "bash").out

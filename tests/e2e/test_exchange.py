@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from casstore.admin import fsck_directory
@@ -28,6 +29,7 @@ from casstore.errors import (
 from casstore.formats.export import LAST, ExportEnd, decode_end, encode_end
 from casstore.formats.trust import decode_trust
 from casstore.hashing import blake3_256
+from casstore.wire import Artifact, CommitRequest
 from casstore_client import export_content, import_push
 from casstore_client.archive import ArchiveWriter, open_archive
 from casstore_client.blocking import Client
@@ -160,6 +162,29 @@ def test_only_what_the_other_side_lacks(sites: Sites, tmp_path: Path) -> None:
     sites.far.import_file(tmp_path / "by-snapshot", publish=True)
     sites.far.pull(sites.far.snapshot_document(two).components[0].digest, tmp_path / "back")
     assert read_directory(tmp_path / "back") == read_directory(tmp_path / "v2")
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_each_tree_and_blob_is_recorded_once(
+    sites: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: bool
+) -> None:
+    """One push brings them all; also where it loses its lease between two of them."""
+    snapshot = release(sites.near, tmp_path, "v1", FILES)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+        sites.near.push(tmp_path / name, name=name)
+    sites.near.export([snapshot, "a", "b", "c"], tmp_path / "out.zip")
+    commit = import_push.ImportPush.commit
+
+    async def commit_and_lose(self: import_push.ImportPush, request: CommitRequest) -> Artifact:
+        # As the server takes it when nothing follows: the lease ends with this one.
+        return await commit(self, msgspec.structs.replace(request, more=request.more and request.name != "b"))
+
+    if loses:
+        monkeypatch.setattr(import_push.ImportPush, "commit", commit_and_lose)
+    came = sites.far.import_file(tmp_path / "out.zip")
+    assert sorted(str(one.name) for one in came.artifacts) == ["a", "b", "c", "v1"]
+    assert len(sites.far.artifacts().artifacts) == 4
 
 
 def test_snapshots_travel_with_those_that_they_follow(sites: Sites, tmp_path: Path) -> None:

@@ -115,7 +115,11 @@ def test_the_whole_night(run: Run, served: Running, tmp_path: Path) -> None:
     assert needs["files"]
     assert "prod/api" in run("affected", f"chunk blake3:{chunk.hex()}").out
     run("quarantine", "release", lost["id"], code=6)
+    assert "still reads wrong" in run("quarantine", "release", f"chunk {lost['id']}", code=6).err
+    refused = run("repair", "--from", served.url, code=5).err
+    assert "--from-token-file" in refused
     run("push", top, "--name", "api")
+    assert run("quarantine", "list").out == run("affected", "--quarantined").out == "Nothing is in quarantine.\n"
     assert run("quarantine", "list", "--json").json["objects"] == []
     run("pull", digest, tmp_path / "copy")
     assert read_tree(tmp_path / "copy") == read_tree(top)
@@ -219,6 +223,10 @@ def test_an_index_is_rebuilt_from_the_command_line(run: Run, tmp_path: Path) -> 
         with client_of(running, tmp_path / "s") as client:
             digest = client.push(make_top(tmp_path / "top"), name="api").digest
         run("fsck", "--rebuild-index", "--store", tmp_path / "store", code=75)
+    (tmp_path / "store" / "index" / "data.mdb").write_bytes(b"garbage" * 10_000)
+    garbage = run("fsck", "--store", tmp_path / "store", code=6).out
+    assert "--rebuild-index" in garbage
+    assert "expected ," not in garbage
     shutil.rmtree(tmp_path / "store" / "index")
     run("fsck", "--rebuild-index", code=2)
     broken = run("fsck", "--store", tmp_path / "store", code=6)

@@ -213,7 +213,7 @@ class LmdbEnvironment:
         self._closed = False
         self._writer = threading.Lock()
         if not os.path.isfile(os.path.join(path, _DATA_FILE)):
-            hint = REBUILD if what == "index" else "was the store created with `casstore init`?"
+            hint = REBUILD if what == "index" else "restore ledger/ from a backup, and keep signed-heads"
             raise NotInitialised(f"there is no {what} at {path}", hint=hint)
         _allocate_lock_file(path, files, what)
         self._environment = _open(path, what, create=False)

@@ -112,8 +112,12 @@ def check_pages(
 def _damaged(path: str, what: str, found: str) -> CasstoreError:
     return DamagedObject(
         f"the {what} at {path} is damaged: {found}",
-        hint=f"do not start a server on it; restore {what}/ from a backup"
-        + ("; nothing in it is lost as long as the packs are there" if what == "index" else ", and keep signed-heads"),
+        hint="do not start a server on it; "
+        + (
+            "`casstore fsck --rebuild-index --store DIR` makes it anew; nothing is lost as long as the packs are there"
+            if what == "index"
+            else f"restore {what}/ from a backup, and keep signed-heads"
+        ),
         object=what,
         where=path,
         found=found,

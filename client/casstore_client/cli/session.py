@@ -117,8 +117,8 @@ def read_signing_key(settings: Settings) -> SigningKey:
         raise ConfigurationError(f"{settings.key_file} is not a signing key: {error.detail}") from error
 
 
-def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
-    """``("k=v", …)`` → ``{"k": "v"}``.
+def parse_labels(pairs: tuple[str, ...], *, what: str = "label", written: str = "KEY=VALUE") -> dict[str, str]:
+    """``("k=v", …)`` → ``{"k": "v"}``; of labels, or ``what`` else is ``written`` so.
 
     Raises:
         click.UsageError: a pair without ``=``, or a key twice.
@@ -127,8 +127,8 @@ def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise click.UsageError(f"a label is written KEY=VALUE, not {pair!r}")
+            raise click.UsageError(f"a {what} is written {written}, not {pair!r}")
         if key in labels:
-            raise click.UsageError(f"the label {key!r} is given twice")
+            raise click.UsageError(f"the {what} {key!r} is given twice")
         labels[key] = value
     return labels

@@ -50,7 +50,7 @@ def create(
 
     DIGEST is that of a pushed tree or blob, may be shortened, or is the name of an artifact (its newest push).
     """
-    pairs = parse_labels(components)
+    pairs = parse_labels(components, what="component", written="NAME=DIGEST")
     metadata = _read_metadata(meta) if meta else {}
     with open_signing_client(settings) as client:
         resolved = [(name, *client.resolve_artifact(text)) for name, text in pairs.items()]
