@@ -83,7 +83,7 @@ class Casstore(Competitor):
         if step in PUSHES:
             return ["push", str(self.releases[1 if step == PUSH_2 else 0]), "--name", "bench"]
         if step == VERIFY:
-            return ["fsck", "--full"]
+            return ["scrub", "--full-pass", "--rate", "0"]
         release = 2 if step in (PULL_2, PULL_2_LINK) else 1
         words = ["pull", self._digests[release], str(self.pulled(step))]
         if step == PULL_1_NO_SYNC:

@@ -86,6 +86,7 @@ PROOF_REPEATED_MAX_BYTES: Final = 256 * GIB
 # --- health ----------------------------------------------------------------------------------------------------------
 SCRUB_INTERVAL_S: Final = 7 * 24 * 3600
 SCRUB_RATE_BYTES_S: Final = 32 * MIB  # a twentieth of what a core verifies, and little against a disk; 18 TB a week
+SCRUB_RATE_MIN_BYTES_S: Final = 64 * KIB  # what anybody asks for; "50" was meant to be 50M, and would take for ever
 REPAIR_PACK_MAX_BYTES: Final = 24 * MIB  # held whole; a target of 8 MiB and one object of the largest kind, with room
 REPAIR_PLAIN_MAX_BYTES: Final = 64 * MIB  # of its objects, decompressed
 OBJECTS_REQUEST_MAX: Final = 1024  # objects that one request names

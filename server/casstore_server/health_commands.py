@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from casstore.limits import SCRUB_RATE_MIN_BYTES_S
 from casstore_client.cli.commands import speaking
 from casstore_client.cli.exit_codes import VERIFICATION_FAILED
 from casstore_client.cli.output import Output, human_bytes, print_table, tell
@@ -33,14 +34,17 @@ def parse_rate(text: str) -> int:
     """``50M`` → bytes a second.
 
     Raises:
-        click.UsageError: any other spelling.
+        click.UsageError: any other spelling, or a rate at which a scrub never ends.
     """
     found = re.fullmatch(r"(0|[1-9][0-9]{0,11})([KMG]?)", text, re.ASCII)
     if not found:
         raise click.UsageError(
             f"a rate is a number of bytes a second, or one with K, M or G, such as 50M, not {text!r}"
         )
-    return int(found[1]) * _SUFFIXES[found[2]]
+    rate = int(found[1]) * _SUFFIXES[found[2]]
+    if 0 < rate < SCRUB_RATE_MIN_BYTES_S:
+        raise click.UsageError(f"{text} is {rate} bytes a second, which takes for ever: did you mean {text}M?")
+    return rate
 
 
 @click.command()

@@ -125,6 +125,7 @@ def test_the_whole_night(run: Run, served: Running, tmp_path: Path) -> None:
     assert read_tree(tmp_path / "copy") == read_tree(top)
     assert "Nothing is damaged" in run("scrub", "--full-pass", "--rate", "0").out
     run("scrub", "--rate", "fast", code=2)
+    assert "did you mean 50M" in run("scrub", "--rate", "50", code=2).err
     run("scrub", "--store", tmp_path, "--background", code=2)
     run("affected", code=2)
 

@@ -18,7 +18,7 @@ from casstore.engine.repair import gather_objects, name_all
 from casstore.errors import InvalidInput, NotFound, RequestInProgress
 from casstore.formats.pack import ObjectKind
 from casstore.ids import BlobDigest, PackId
-from casstore.limits import DAMAGE_REPORT_MAX, OBJECTS_REQUEST_MAX, REPAIR_PACK_MAX_BYTES
+from casstore.limits import DAMAGE_REPORT_MAX, OBJECTS_REQUEST_MAX, REPAIR_PACK_MAX_BYTES, SCRUB_RATE_MIN_BYTES_S
 from casstore.store import Store
 from casstore.wire import (
     MEDIA_IDS,
@@ -50,8 +50,8 @@ async def start_scrub(request: web.Request) -> web.Response:
     await demand(request, "operate")
     context = context_of(request)
     body = await read_json(request, ScrubRequest)
-    if body.rate_bytes_s is not None and body.rate_bytes_s < 0:
-        raise InvalidInput("rate_bytes_s is 0 or more")
+    if body.rate_bytes_s and body.rate_bytes_s < SCRUB_RATE_MIN_BYTES_S:
+        raise InvalidInput(f"rate_bytes_s is 0, or {SCRUB_RATE_MIN_BYTES_S} or more")
     context.upkeep.start_scrub(body.rate_bytes_s, fresh=body.full_pass)
     return respond_json(await context.bridge.scan(context.upkeep.scrub_status()))
 
