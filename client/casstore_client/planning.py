@@ -7,7 +7,7 @@ by run.
 
 # ORDER: a window begins only when an earlier one is done, and waits for nothing of a later one: so the line always moves.
 
-Memory: ``WINDOWS_MAX`` windows, each of ``WINDOW_BYTES`` and at most one file of ``LARGE_FILE_BYTES`` more.
+Memory: ``WINDOWS_MAX`` windows, each of ``WINDOW_BYTES`` or ``WINDOW_BATCHES``, and at most one file of ``LARGE_FILE_BYTES`` more.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ WINDOWS_MAX: Final = 4
 LARGE_FILE_BYTES: Final = 8 * MIB
 RUN_BYTES: Final = 64 * MIB  # of a large file that is one chunk over and over, written at a time
 BATCH_FILES: Final = 128
+WINDOW_BATCHES: Final = 64  # LIMIT: tiny files need no bytes to speak of, but half a KiB of memory each
 BATCH_BYTES: Final = 2 * MIB
 
 
@@ -102,7 +103,7 @@ class Restorer:
         self._jobs_bytes += job.size
         if len(self._jobs) >= BATCH_FILES or self._jobs_bytes >= BATCH_BYTES:
             self._end_batch()
-        if self._fetcher.wanted_bytes >= WINDOW_BYTES:
+        if self._fetcher.wanted_bytes >= WINDOW_BYTES or len(self._batches) >= WINDOW_BATCHES:
             await self._begin_window()
 
     async def add_large(self, file: LargeFile, extents: Sequence[Extent], page: Page) -> None:
