@@ -41,7 +41,7 @@ def check_packs(packs: PackService, findings: Findings, *, full: bool) -> None:
         # A server may be at work: what is seen on one side only is asked for once more on the other.
         if record is None:
             record = packs.index.pack(pack)
-        if record is None and (packs.is_retired(pack) or not _is_stored(packs, pack)):
+        if record is None and (packs.index.is_retired(pack) or not _is_stored(packs, pack)):
             continue  # it waits for its deletion, or was deleted since
         if record is None:
             findings.notice(

@@ -15,12 +15,10 @@ Invariants:
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
+from casstore.engine.object_cache import CACHE_BYTES, ObjectCache
 from casstore.engine.room import Rooms
 from casstore.errors import (
     BlobNotFound,
@@ -52,9 +50,6 @@ from casstore.storage.roles import ChunkIndex, FrameRow, Location, PackRecord, P
 READ_GAP_BYTES: Final = 64 * KIB
 # LIMIT: one coalesced read; with a few readers at work this is what they hold.
 READ_RUN_BYTES: Final = 4 * MIB
-# LIMIT: pages, layouts, roots and documents that are read again and again (an unchanged push, a pull by a fleet).
-CACHE_BYTES: Final = 32 * MIB
-CACHE_OBJECT_BYTES: Final = 4 * MIB
 
 _NOT_FOUND: Final[dict[ObjectKind, type[NotFound]]] = {
     ObjectKind.CHUNK: NotFound,
@@ -104,7 +99,7 @@ class PackService:
         self.rooms = Rooms()
         """Where large layouts and roots are taken apart."""
         self._new_pack_id = new_pack_id
-        self._cache = _ObjectCache(CACHE_BYTES)
+        self._cache = ObjectCache(CACHE_BYTES)
         self.on_damage: Callable[[ObjectKind, bytes], None] = lambda kind, id: None
         """Told of each object that a read finds damaged, before the error is raised; from any thread."""
 
@@ -258,11 +253,7 @@ class PackService:
 
     def find_quarantined(self, kind: ObjectKind, id: bytes) -> QuarantinedRow | None:
         """The quarantine of one object, or None."""
-        number = int.from_bytes(id, "big")
-        before = (kind, (number - 1).to_bytes(len(id), "big")) if number else None
-        after = before or ((ObjectKind(kind - 1), b"\xff" * len(id)) if kind > min(ObjectKind) else None)
-        rows = self.index.quarantined(after=after, limit=1)
-        return rows[0] if rows and (rows[0].kind, rows[0].id) == (kind, id) else None
+        return self.index.find_quarantined(kind, [id])[0]
 
     def refuse_quarantined(self, kind: ObjectKind, ids: Iterable[bytes]) -> None:
         """Say of absent objects that they are in quarantine, where one is: that is another matter than not being there.
@@ -270,10 +261,8 @@ class PackService:
         Raises:
             DamagedObject: one of them is; the error names it, its place and what was wrong.
         """
-        if not self.index.quarantined(limit=1):
-            return
-        for id in ids:
-            row = self.find_quarantined(kind, id)
+        wanted = list(ids)
+        for id, row in zip(wanted, self.index.find_quarantined(kind, wanted), strict=True):
             if row is not None:
                 name = format_object(kind, id)
                 raise DamagedObject(
@@ -347,72 +336,6 @@ class PackService:
         if absent:
             self.record_objects(self.seal_objects(absent))
 
-    # --- deleting ----------------------------------------------------------------------------------------------------
-
-    def is_retired(self, pack: PackId) -> bool:
-        """Whether a pack waits for its deletion."""
-        before = int.from_bytes(pack, "big") - 1
-        after = None if before < 0 else PackId(before.to_bytes(PackId.SIZE, "big"))
-        return any(record.pack == pack for record, _ in self.index.retired(after=after, limit=1))
-
-    def is_used(self, pack: PackId) -> bool:
-        """Whether something that is live, condemned or in quarantine lies in a pack, by what the pack itself lists.
-
-        Raises:
-            DamagedObject: the pack does not say what it holds.
-            Unavailable: it cannot be read now.
-        """
-        try:
-            rows = self.read_footer(pack).rows
-        except PackNotFound:
-            return False
-        quarantined = bool(self.index.quarantined(limit=1))
-        for kind in ObjectKind:
-            ids = [row.id for row in rows if row.kind is kind]
-            if any(place is not None and place.pack == pack for place in self.index.locate(kind, ids)):
-                return True
-            if quarantined and any(
-                row is not None and row.location.pack == pack for row in map(partial(self.find_quarantined, kind), ids)
-            ):
-                return True
-        return False
-
-    def retire(self, pack: PackId, *, at_ms: int) -> bool:
-        """Retire a pack in which nothing lies any more.
-
-        Returns:
-            False, and nothing is changed, if something does.
-
-        Threads: index writer; so nothing is taken into use in between.
-
-        Raises:
-            DamagedObject, Unavailable: as :meth:`is_used`.
-            StoreFull, OutcomeUnknown: as the index says.
-        """
-        if self.is_used(pack):
-            return False
-        self.index.retire_pack(pack, at_ms=at_ms)
-        return True
-
-    def delete_retired(self, pack: PackId) -> bool:
-        """Delete a pack that is retired, and forget it.
-
-        Returns:
-            False, and nothing is changed, if it is not retired (any more).
-
-        Durability: the pack is gone, or will be when this is called again after a crash.
-        Threads: index writer; so nobody can take it into use in between.
-
-        Raises:
-            StoreFull, OutcomeUnknown: as the index says.
-        """
-        if not self.is_retired(pack):
-            return False
-        # ORDER: the file, then its row.  CRASH: in between the row names a file that is gone; deleting it again is harmless.
-        self.store.delete(pack)
-        self.index.forget_pack(pack)
-        return True
-
 
 class _UnreadableRun(Exception):
     """Neighbours could not be read together."""
@@ -466,48 +389,3 @@ def _runs(wanted: Iterable[tuple[bytes, Location]]) -> Iterator[list[tuple[bytes
         run.append(item)
     if run:
         yield run
-
-
-class _ObjectCache:
-    """The plain bytes of objects read lately, at most ``size`` bytes of them.  Chunks are never kept."""
-
-    def __init__(self, size: int) -> None:
-        self._room = size
-        self._lock = threading.Lock()
-        self._size = size
-        self.epoch = 0
-        """Changes when everything is forgotten."""
-        self._objects: OrderedDict[tuple[ObjectKind, bytes], bytes] = OrderedDict()
-
-    def clear(self) -> None:
-        with self._lock:
-            self.epoch += 1
-            self._objects.clear()
-            self._room = self._size
-
-    def get(self, kind: ObjectKind, id: bytes) -> bytes | None:
-        key = (kind, id)
-        with self._lock:
-            plain = self._objects.get(key)
-            if plain is not None:
-                self._objects.move_to_end(key)
-            return plain
-
-    def put(self, kind: ObjectKind, id: bytes, plain: bytes, epoch: int) -> None:
-        """Keep an object that was looked up in ``epoch``: what was found before a deletion is not kept after it."""
-        if kind is ObjectKind.CHUNK or len(plain) > CACHE_OBJECT_BYTES:
-            return
-        key = (kind, bytes(id))
-        with self._lock:
-            if key in self._objects or epoch != self.epoch:
-                return
-            self._objects[key] = plain
-            self._room -= len(plain)
-            while self._room < 0:
-                _, dropped = self._objects.popitem(last=False)
-                self._room += len(dropped)
-
-    def drop(self, kind: ObjectKind, id: bytes) -> None:
-        with self._lock:
-            plain = self._objects.pop((kind, bytes(id)), None)
-            self._room += len(plain or b"")

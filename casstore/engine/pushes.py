@@ -277,25 +277,21 @@ class PushService:
         index = self._packs.index
         # CRASH: packs that the index does not know are removed after a grace that is longer than a lease.
         self._refuse_stale(proof.sealed_ms)
-        # ORDER: the memo before the layouts: a layout that the index knows is a proven one.  The tree's own key behind
-        # them: a tree that the memo knows lacks nothing.
-        # CRASH: in between the memo remembers a layout that nobody finds; the push begins again and brings it again.
-        first, last = (proof.keys, proof.tree_keys) if proof.layouts else ([*proof.keys, *proof.tree_keys], [])
-        index.files_add(proof.files)
-        if first:
-            index.memo_add(first)
         for sealed in proof.layouts:
             # Somebody took the pack in since it was written, without the layouts: who could tell that they are proven?
             if index.pack(sealed.record.pack) is not None:
                 raise _collected(proof.artifact)
-            self._packs.record_objects(sealed)
+        now_ms = self._clock.boottime_ms()
         # ORDER: everything that the artifact needs is live, in one transaction, before the ledger learns of it: from then on
         # each mark finds it.  What was live when the proof began, and nothing was lost since, needs no second look.
-        now_ms = self._clock.boottime_ms()
-        if proof.losses != index.losses:
+        whole = proof.losses == index.losses
+        # ORDER: memo and layouts together: a layout that the index knows is a proven one.  The tree's own key not before all that
+        # the tree needs is live: a tree that the memo knows lacks nothing.
+        memo = [*proof.keys, *proof.tree_keys] if whole else proof.keys
+        index.remember([(sealed.record, sealed.frames) for sealed in proof.layouts], memo=memo, files=proof.files)
+        if not whole:
             self._revive(proof.artifact)
-        if last:
-            index.memo_add(last)
+            index.memo_add(proof.tree_keys)
         made = proof.artifact
         if isinstance(made.digest, TreeDigest):
             self._whole.note(made.digest, WholeTree(index.losses, made.size_bytes, made.files))

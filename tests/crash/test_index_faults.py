@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from casstore.engine.pack_life import delete_retired
 from casstore.errors import LeaseLost
 from casstore.formats.pack import ObjectKind
 from casstore.ids import PushId
@@ -96,7 +97,7 @@ def move_one(store: Store) -> None:
 def delete(sending: Sending) -> list[Step]:
     return [
         Step(f"retire {NAMES[sending.pack]}", lambda store: store.packs.index.retire_pack(sending.pack, at_ms=7000)),
-        Step(f"delete {NAMES[sending.pack]}", lambda store: store.packs.delete_retired(sending.pack)),
+        Step(f"delete {NAMES[sending.pack]}", lambda store: delete_retired(store.packs, sending.pack)),
     ]
 
 

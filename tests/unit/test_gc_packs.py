@@ -176,7 +176,7 @@ def test_a_retired_pack_that_is_sent_again_is_in_use_again(world: GcWorld) -> No
     for _ in range(2):
         world.collect(NOTHING_BY_AGE)
         world.clock.advance(25 * HOUR_MS)
-    assert world.store.packs.is_retired(packs[0][0])
+    assert world.store.packs.index.is_retired(packs[0][0])
     push = new_push()
     world.store.pushes.missing(push, ObjectKind.CHUNK, b"")
     send()

@@ -233,3 +233,33 @@ def test_a_pack_with_the_number_of_another_is_found(tmp_path: Path) -> None:
     with pytest.raises(DamagedObject, match="has the number 3"):
         index.verify_storage()
     index.close()
+
+
+@pytest.mark.parametrize("how", ["condemn", "drop", "quarantine"])
+def test_who_looks_while_something_goes_finds_another_count_later(tmp_path: Path, how: str) -> None:
+    """Else a commit that looked in that moment would believe what is not live any more."""
+    seen: list[tuple[int, bool]] = []
+
+    class Looking(Files):
+        def commit(self, transaction: lmdb.Transaction[bytes]) -> None:
+            with index._environment.read() as before:
+                seen.append((index.losses, before.get(id_of(1), None, index._kinds[ObjectKind.CHUNK]) is not None))
+            super().commit(transaction)
+
+    LocalChunkIndex.lay_out(str(tmp_path), Files())
+    index = LocalChunkIndex(str(tmp_path), Looking())
+    index.add_pack(PackRecord(PACK, 10, 1), [FrameRow(ObjectKind.CHUNK, id_of(1), 24, 5, 5)])
+    place = index.locate(ObjectKind.CHUNK, [id_of(1)])[0]
+    assert place is not None
+    if how == "drop":
+        index.condemn(ObjectKind.CHUNK, [id_of(1)], at_ms=1, mark=1)
+    seen.clear()
+    if how == "condemn":
+        index.condemn(ObjectKind.CHUNK, [id_of(1)], at_ms=1, mark=1)
+    elif how == "drop":
+        index.drop(index.condemned(limit=1))
+    else:
+        index.quarantine(ObjectKind.CHUNK, id_of(1), place, at_ms=1, reason="rot")
+    assert [there for _, there in seen] == [how != "drop"]
+    assert seen[0][0] != index.losses
+    index.close()

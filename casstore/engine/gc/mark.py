@@ -110,13 +110,8 @@ class Mark:
         return (
             self._swept
             and len(self._missing) == gaps
-            and not any(self._is_quarantined(*item) for item in self._missing)
+            and not any(self._packs.find_quarantined(*item) for item in self._missing)
         )
-
-    def _is_quarantined(self, kind: ObjectKind, id: bytes) -> bool:
-        before = max(int.from_bytes(id, "big") - 1, 0).to_bytes(len(id), "big")
-        rows = self._packs.index.quarantined(after=(kind, before), limit=1)
-        return bool(rows) and (rows[0].kind, rows[0].id) == (kind, id)
 
     def _gap(self, kind: ObjectKind, id: bytes, error: CasstoreError) -> None:
         self._reached.keep(kind, id)

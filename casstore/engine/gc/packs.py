@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from casstore.engine.gc.state import ORPHANS_MAX, GcState
 from casstore.engine.gc.work import Work
 from casstore.engine.ingest import PackReader
+from casstore.engine.pack_life import delete_retired, retire_pack
 from casstore.engine.packs import READ_RUN_BYTES, format_object, format_where, open_at
 from casstore.engine.quarantine import READ_TRIES
 from casstore.errors import DamagedObject, InvalidInput, PackNotFound
@@ -228,7 +229,7 @@ class PackKeeper:
         if self._work.sessions.brings(pack):
             return False
         # ORDER: looked at once more here: what was condemned, or in quarantine, may have been revived while its row was counted.
-        return self._packs.retire(pack, at_ms=self._work.clock.now_ms())
+        return retire_pack(self._packs, pack, at_ms=self._work.clock.now_ms())
 
     def delete(self) -> int:
         """Delete retired packs whose readers have had time to go on; returns how many wait.
@@ -252,7 +253,7 @@ class PackKeeper:
 
     def _delete(self, pack: PackId) -> bool:
         with self._work.holds.deleting():
-            return self._packs.delete_retired(pack)
+            return delete_retired(self._packs, pack)
 
     # --- orphans -------------------------------------------------------------------------------------------------------
 
@@ -278,7 +279,7 @@ class PackKeeper:
         while names := self._packs.store.list(after=after, limit=_LIST):
             after = names[-1]
             for pack in names:
-                if self._index.pack(pack) is None and not self._packs.is_retired(pack):
+                if self._index.pack(pack) is None and not self._index.is_retired(pack):
                     yield pack
             self._work.pause()
 

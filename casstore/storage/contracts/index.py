@@ -380,6 +380,41 @@ class ChunkIndexContract(ABC):
             index.files_add([FileProof(b"short", object_id(1))])
         index.close()
 
+    def test_packs_and_proofs_are_recorded_together(self) -> None:
+        """A layout without its memo, or the other way round, costs the next push a proof of everything."""
+        index = self.make()
+        frame = FrameRow(ObjectKind.LAYOUT, object_id(1), 24, 5, 5)
+        packs = [(PackRecord(pack_id(number), 200, 1), [frame._replace(id=object_id(number))]) for number in (1, 2)]
+        index.remember()
+        index.remember(packs, memo=[object_id(7), object_id(8)], files=[FileProof(object_id(3), object_id(4))])
+        assert index.has(ObjectKind.LAYOUT, [object_id(1), object_id(2)]) == [True, True]
+        assert index.memo_has([object_id(7), object_id(8), object_id(9)]) == [True, True, False]
+        assert index.files_have([FileProof(object_id(3), object_id(4))]) == [True]
+        with raises(ValueError):
+            index.remember(packs=[(PackRecord(pack_id(3), 200, 1), [frame])], memo=[b"short"])
+        assert index.pack(pack_id(3)) is None
+        index.close()
+
+    def test_single_rows_are_found_by_their_key(self) -> None:
+        """The first and the last key of a table are where a search by neighbours goes wrong."""
+        index = self.make()
+        ids = [bytes(32), object_id(1), b"\xff" * 32]
+        for kind in ObjectKind:
+            frames = [FrameRow(kind, id, 24 + n, 5, 5) for n, id in enumerate(ids)]
+            index.add_pack(PackRecord(pack_id(kind), 200, 3), frames)
+            for n, id in enumerate(ids):
+                assert index.find_quarantined(kind, [id]) == [None]
+                assert index.quarantine(kind, id, Location(pack_id(kind), 24 + n, 5, 5), at_ms=kind, reason=str(n))
+            rows = index.find_quarantined(kind, [ids[2], object_id(9), ids[0]])
+            assert [row and (row.kind, row.reason) for row in rows] == [(kind, "2"), None, (kind, "0")]
+        for pack in (PackId(bytes(16)), PackId(b"\xff" * 16)):
+            index.add_pack(PackRecord(pack, 124, 0), [])
+            assert not index.is_retired(pack)
+            index.retire_pack(pack, at_ms=1)
+            assert index.is_retired(pack)
+        assert not index.is_retired(pack_id(77))
+        index.close()
+
     def test_notes_and_the_memo_can_be_taken_back(self) -> None:
         """A scrub that forgets how far it came begins anew for ever."""
         index = self.make()

@@ -30,7 +30,7 @@ from casstore.storage.local.index_rows import (
     rows_behind,
     sorted_ids,
 )
-from casstore.storage.local.lmdb_env import Database, add_missing_tables, create_environment, verify_closed
+from casstore.storage.local.lmdb_env import Database, Transaction, add_missing_tables, create_environment, verify_closed
 from casstore.storage.roles import FileProof, FrameRow, Location, PackRecord
 
 _DIRECTORY: Final = "index"
@@ -106,35 +106,57 @@ class LocalChunkIndex(CollectionTables):
                 rows[key] = None if value is None else location(transaction, value, packs)
         return [rows[key] for key in ids]
 
+    def remember(
+        self,
+        packs: Sequence[tuple[PackRecord, Sequence[FrameRow]]] = (),
+        *,
+        memo: Sequence[bytes] = (),
+        files: Sequence[FileProof] = (),
+    ) -> None:
+        """See the role."""
+        for _, frames in packs:
+            for frame in frames:
+                check_id(frame.id)
+        tables = ((self._memo, sorted_ids(memo)), (self._file_memo, sorted({file_key(proof) for proof in files})))
+        if not packs and not memo and not files:
+            return
+        with self._environment.write() as transaction:
+            for database, keys in tables:
+                if keys:
+                    with transaction.cursor(database) as cursor:
+                        cursor.putmulti([(key, b"") for key in keys], overwrite=False)
+            for pack, frames in packs:
+                self._add_pack(transaction, pack, frames)
+
     def add_pack(self, pack: PackRecord, frames: Sequence[FrameRow]) -> None:
         """See the role."""
-        for frame in frames:
-            check_id(frame.id)
-        with self._environment.write() as transaction:
-            if transaction.get(pack.pack, None, self._packs) is not None:
-                return
-            retired = transaction.pop(pack.pack, self._retired)
-            if retired is None:
-                number = self.add_record(transaction, pack)
-            else:
-                # It was about to be deleted, and came again under its own name.
-                number = self._rows.number(retired)
-                transaction.put(pack.pack, PACK.pack(*RETIRED.unpack_from(retired)[:3]), db=self._packs)
-            for kind, database in self._kinds.items():
-                # Sorted, so that one pass over the tree touches each of its pages once.
-                rows = sorted(
-                    (row.id, PLACE.pack(number, row.offset, row.stored_length, row.plain_length))
-                    for row in frames
-                    if row.kind == kind
-                )
-                if rows:
-                    with transaction.cursor(database) as cursor:
-                        cursor.putmulti(rows, overwrite=False)
-            # What was taken out of use and comes anew is in use again, at its new place.
-            for other in (self._condemned, self._quarantine):
-                if transaction.stat(other)["entries"]:
-                    for row in frames:
-                        transaction.delete(kind_key(row.kind, row.id), db=other)
+        self.remember([(pack, frames)])
+
+    def _add_pack(self, transaction: Transaction, pack: PackRecord, frames: Sequence[FrameRow]) -> None:
+        if transaction.get(pack.pack, None, self._packs) is not None:
+            return
+        retired = transaction.pop(pack.pack, self._retired)
+        if retired is None:
+            number = self.add_record(transaction, pack)
+        else:
+            # It was about to be deleted, and came again under its own name.
+            number = self._rows.number(retired)
+            transaction.put(pack.pack, PACK.pack(*RETIRED.unpack_from(retired)[:3]), db=self._packs)
+        for kind, database in self._kinds.items():
+            # Sorted, so that one pass over the tree touches each of its pages once.
+            rows = sorted(
+                (row.id, PLACE.pack(number, row.offset, row.stored_length, row.plain_length))
+                for row in frames
+                if row.kind == kind
+            )
+            if rows:
+                with transaction.cursor(database) as cursor:
+                    cursor.putmulti(rows, overwrite=False)
+        # What was taken out of use and comes anew is in use again, at its new place.
+        for other in (self._condemned, self._quarantine):
+            if transaction.stat(other)["entries"]:
+                for row in frames:
+                    transaction.delete(kind_key(row.kind, row.id), db=other)
 
     def add_frames(self, pack: PackId, frames: Sequence[FrameRow]) -> None:
         """See the role."""
@@ -179,16 +201,8 @@ class LocalChunkIndex(CollectionTables):
         return self._present(self._memo, keys)
 
     def memo_add(self, keys: Sequence[bytes]) -> None:
-        """See the role.
-
-        Raises:
-            OutcomeUnknown: the commit failed; the index is sealed.
-            StoreFull: no space is left; nothing was recorded.
-        """
-        wanted = sorted_ids(keys)
-        if wanted:
-            with self._environment.write() as transaction, transaction.cursor(self._memo) as cursor:
-                cursor.putmulti([(key, b"") for key in wanted], overwrite=False)
+        """See the role."""
+        self.remember(memo=keys)
 
     def memo_drop(self, keys: Sequence[bytes]) -> None:
         """See the role."""
@@ -203,16 +217,8 @@ class LocalChunkIndex(CollectionTables):
             return [transaction.get(key, None, self._file_memo) is not None for key in keys]
 
     def files_add(self, proofs: Sequence[FileProof]) -> None:
-        """See the role.
-
-        Raises:
-            OutcomeUnknown: the commit failed; the index is sealed.
-            StoreFull: no space is left; nothing was recorded.
-        """
-        rows = sorted({(file_key(proof), b"") for proof in proofs})
-        if rows:
-            with self._environment.write() as transaction, transaction.cursor(self._file_memo) as cursor:
-                cursor.putmulti(rows, overwrite=False)
+        """See the role."""
+        self.remember(files=proofs)
 
     def copy_to(self, descriptor: int) -> None:
         """See the role :class:`~casstore.storage.roles.Copyable`."""

@@ -75,7 +75,11 @@ class CollectionTables:
 
     @property
     def losses(self) -> int:
-        """See the role."""
+        """See the role.
+
+        # ORDER: it counts before the commit and once more behind it.  Who reads it in between may still see what is going, and
+        # finds another number later, however the two fell; who reads it before or behind sees what is true.
+        """
         return self._losses
 
     def _put_checked(self, transaction: Transaction, table: bytes, key: bytes, value: bytes) -> None:
@@ -119,8 +123,8 @@ class CollectionTables:
                     row = value + CONDEMNED.pack(0, 0, 0, 0, at_ms, mark)[PLACE.size :]
                     self._put_checked(transaction, CONDEMNED_TABLE, kind_key(kind, key), row)
                     count += 1
-            # ORDER: counted before the commit: who asks in between doubts in vain, and nobody believes too long.
             self._losses += bool(count)
+        self._losses += bool(count)
         return count
 
     def revive(self, wanted: Iterable[tuple[ObjectKind, Sequence[bytes]]]) -> list[tuple[ObjectKind, bytes]]:
@@ -164,6 +168,7 @@ class CollectionTables:
                         self._forget_files(transaction, row.id)
                     count += 1
             self._losses += bool(count)
+        self._losses += bool(count)
         return count
 
     def _forget_files(self, transaction: Transaction, chunk: bytes) -> None:
@@ -196,8 +201,11 @@ class CollectionTables:
                 tail = QUARANTINED.pack(0, 0, 0, 0, at_ms)[PLACE.size :] + cut
                 self._put_checked(transaction, QUARANTINE_TABLE, key, value[: PLACE.size] + tail)
                 self._losses += 1
-                return True
-        return False
+                break
+            else:
+                return False
+        self._losses += 1
+        return True
 
     def release(self, kind: ObjectKind, id: bytes) -> bool:
         """See the role."""
@@ -213,6 +221,17 @@ class CollectionTables:
         with self._environment.read() as transaction:
             rows = rows_behind(transaction, self._quarantine, kind_key(*after) if after else b"", limit)
             return [self._rows.quarantined(transaction, key, value, packs) for key, value in rows]
+
+    def find_quarantined(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[QuarantinedRow | None]:
+        """See the role."""
+        packs: dict[int, PackId] = {}
+        found: list[QuarantinedRow | None] = []
+        with self._environment.read() as transaction:
+            for id in ids:
+                key = kind_key(kind, id)
+                value = transaction.get(key, None, self._quarantine)
+                found.append(None if value is None else self._rows.quarantined(transaction, key, value, packs))
+        return found
 
     def forget_quarantined(self, rows: Sequence[QuarantinedRow]) -> int:
         """See the role."""
@@ -296,6 +315,11 @@ class CollectionTables:
         with self._environment.read() as transaction:
             rows = rows_behind(transaction, self._retired, after or b"", limit)
             return [self._rows.retired(PackId(name), value) for name, value in rows]
+
+    def is_retired(self, pack: PackId) -> bool:
+        """See the role."""
+        with self._environment.read() as transaction:
+            return transaction.get(pack, None, self._retired) is not None
 
     def forget_pack(self, pack: PackId) -> None:
         """See the role."""

@@ -71,15 +71,37 @@ class MemoryChunkIndex:
             rows = [self._condemned.get((kind, key)) for key in ids]
             return [place or (row and row.location) for place, row in zip(places, rows, strict=True)]
 
+    def remember(
+        self,
+        packs: Sequence[tuple[PackRecord, Sequence[FrameRow]]] = (),
+        *,
+        memo: Sequence[bytes] = (),
+        files: Sequence[FileProof] = (),
+    ) -> None:
+        """See the role."""
+        _check_ids([frame.id for _, frames in packs for frame in frames])
+        _check_ids(memo)
+        _check_ids([id for proof in files for id in proof])
+        with self._opened():
+            self._memo.update(bytes(key) for key in memo)
+            self._file_memo.update(files)
+            for pack, frames in packs:
+                self._add_pack(pack, frames)
+
     def add_pack(self, pack: PackRecord, frames: Sequence[FrameRow]) -> None:
         """See the role."""
-        _check_ids([frame.id for frame in frames])
-        with self._opened():
-            if pack.pack in self._packs:
-                return
-            retired = self._retired.pop(pack.pack, None)
-            self._packs[pack.pack] = pack if retired is None else retired[0]
-            self._add_rows(pack.pack, frames)
+        self.remember([(pack, frames)])
+
+    def _add_pack(self, pack: PackRecord, frames: Sequence[FrameRow]) -> None:
+        if pack.pack in self._packs:
+            return
+        retired = self._retired.pop(pack.pack, None)
+        self._packs[pack.pack] = pack if retired is None else retired[0]
+        for frame in frames:
+            location = Location(pack.pack, frame.offset, frame.stored_length, frame.plain_length)
+            self._objects[frame.kind].setdefault(bytes(frame.id), location)
+            self._condemned.pop((frame.kind, bytes(frame.id)), None)
+            self._quarantined.pop((frame.kind, bytes(frame.id)), None)
 
     def add_frames(self, pack: PackId, frames: Sequence[FrameRow]) -> None:
         """See the role."""
@@ -127,9 +149,7 @@ class MemoryChunkIndex:
 
     def memo_add(self, keys: Sequence[bytes]) -> None:
         """See the role."""
-        _check_ids(keys)
-        with self._opened():
-            self._memo.update(bytes(key) for key in keys)
+        self.remember(memo=keys)
 
     def memo_drop(self, keys: Sequence[bytes]) -> None:
         """See the role."""
@@ -145,9 +165,7 @@ class MemoryChunkIndex:
 
     def files_add(self, proofs: Sequence[FileProof]) -> None:
         """See the role."""
-        _check_ids([id for proof in proofs for id in proof])
-        with self._opened():
-            self._file_memo.update(proofs)
+        self.remember(files=proofs)
 
     # --- collection --------------------------------------------------------------------------------------------------
 
@@ -226,6 +244,12 @@ class MemoryChunkIndex:
         with self._opened():
             return _behind(self._quarantined, after, limit)
 
+    def find_quarantined(self, kind: ObjectKind, ids: Sequence[bytes]) -> list[QuarantinedRow | None]:
+        """See the role."""
+        _check_ids(ids)
+        with self._opened():
+            return [self._quarantined.get((kind, id)) for id in ids]
+
     def forget_quarantined(self, rows: Sequence[QuarantinedRow]) -> int:
         """See the role."""
         with self._opened():
@@ -276,6 +300,11 @@ class MemoryChunkIndex:
         with self._opened():
             waiting = sorted(pack for pack in self._retired if after is None or pack > after)
             return [self._retired[pack] for pack in waiting[: max(limit, 0)]]
+
+    def is_retired(self, pack: PackId) -> bool:
+        """See the role."""
+        with self._opened():
+            return pack in self._retired
 
     def forget_pack(self, pack: PackId) -> None:
         """See the role."""
