@@ -47,9 +47,9 @@ class _Session:
         self.runs: PushRuns | None = None
         self.brought: set[PackId] = set()
         self.untold = False
+        """Whether it brought more than could be remembered."""
         self.fresh: set[PackId] = set()
         """Of the packs in flight, those that were not brought before."""
-        """Whether it brought more than could be remembered."""
 
 
 class PushSessions:

@@ -68,6 +68,13 @@ class Collector:
         """Begin the schedule, where the settings have one."""
         if self._settings.gc.interval_s:
             self._schedule = asyncio.create_task(self._repeat(self._settings.gc.interval_s))
+            self._schedule.add_done_callback(self._ended)
+
+    def _ended(self, schedule: asyncio.Task[None]) -> None:
+        error = None if schedule.cancelled() else schedule.exception()
+        if error is not None:
+            self._metrics.gc_failures.inc()
+            self._log.error("the server does not collect by itself any more: restart it", error=repr(error))
 
     async def close(self) -> None:
         """End the schedule and, at its next piece, the run.  ORDER: before the bridge, whose writers the run waits for."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from casstore.clock import ManualClock
@@ -208,3 +210,41 @@ def test_a_deleted_pack_is_not_kept_open(server: Running, clock: ManualClock, tm
         if os.path.lexists(f"/proc/self/fd/{fd}")
     ]
     assert not [path for path in deleted if str(tmp_path) in path and path.endswith("(deleted)")]
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setattr(GcSettings, "check", lambda self: None)  # nobody may ask for it every second
+    created = make_store(tmp_path / "store")
+    settings = msgspec.structs.replace(SETTINGS, gc=GcSettings(interval_s=1, grace_s=2 * 3600))
+    with run_in_thread(tmp_path / "store", created, settings=settings) as running:
+        yield running
+
+
+def test_a_server_collects_by_itself(by_itself: Running, tmp_path: Path) -> None:
+    """A store that nobody looks after must not grow for ever."""
+    with client_of(by_itself, tmp_path / "state") as client:
+        client.push(write_tree(tmp_path, "one", b"shared"))
+        wait_for(lambda: by_itself.log.getvalue().count('"collected"') >= 2)
+        # Nothing keeps an unnamed artifact here: the next run that began after its push condemns it.
+        wait_for(lambda: client.gc(dry_run=True).waiting > 0)
+
+
+def test_a_schedule_that_ended_says_so(by_itself: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the disk fills up months later, and the log does not say why."""
+    assert by_itself.server is not None
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(by_itself.server.context.store, "collect", fail)
+    wait_for(lambda: "does not collect by itself any more" in by_itself.log.getvalue())
+    assert "a fault of ours" in by_itself.log.getvalue()
+    assert by_itself.http.get("/livez").status == 200

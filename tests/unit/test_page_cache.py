@@ -96,3 +96,20 @@ def test_a_cache_that_cannot_be_written_keeps_nothing_and_says_nothing(
     cache.trim()
     assert cache.get(RECORDS[0][0]) is None
     assert files_of(tmp_path) == [tmp_path / "file"]
+
+
+def test_a_pipe_in_a_pages_place_does_not_block(tmp_path: Path) -> None:
+    """Whoever may write to the folder must not be able to stop every pull."""
+    digest, record = RECORDS[0]
+    cache = PageCache(tmp_path, URL)
+    cache.put([(digest, record)])
+    (path,) = files_of(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert cache.get(digest) is None
+    cache.put([(digest, record)])
+    assert cache.get(digest) == record
+    kept = tmp_path / "kept"
+    path.rename(kept)
+    path.symlink_to(kept)
+    assert cache.get(digest) is None
