@@ -10,19 +10,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from casstore.formats.pack import Frame, ObjectKind, PackEncoder
 from casstore.ids import PackId, PushId
 from casstore.limits import MIB, PACK_TARGET_BYTES
-from casstore.wire import MEDIA_IDS, MEDIA_JSON, MEDIA_PACK, Artifact, CommitRequest, PackStored, decode_bitmap
-from casstore_client.errors import ProtocolError
-from casstore_client.transport import Transport, decode_answer
+from casstore.wire import Artifact, CommitRequest
+from casstore_client.push_api import commit, find_missing, send_pack
+from casstore_client.transport import Transport
 
 ASK_IDS: Final = 4096
 ASK_BYTES: Final = 8 * MIB
-COMMIT_TIMEOUT_S: Final = 3600.0  # the server puts every file together
-UPLOAD_TIMEOUT_S: Final = 300.0
 
 
 class ImportPush:
@@ -85,20 +83,10 @@ class ImportPush:
             if id not in present:
                 await self._put(frame)
 
-    async def _missing(self, kind: str, frames: Sequence[Frame]) -> Sequence[Frame]:
+    async def _missing(self, kind: Literal["chunk", "page"], frames: Sequence[Frame]) -> Sequence[Frame]:
         if not frames:
             return ()
-        reply = await self._transport.request(
-            "POST",
-            f"/v1/pushes/{self._push}/missing",
-            step="missing",
-            media=MEDIA_IDS,
-            params={"kind": kind},
-            body=b"".join(frame.id for frame in frames),
-            body_media=MEDIA_IDS,
-            repeatable=True,
-        )
-        flags = decode_bitmap(reply.body, len(frames))
+        flags = await find_missing(self._transport, self._push, kind, [frame.id for frame in frames])
         return [frame for frame, flag in zip(frames, flags, strict=True) if flag]
 
     async def _put(self, frame: Frame) -> None:
@@ -128,20 +116,7 @@ class ImportPush:
             await upload
 
     async def _send(self, encoder: PackEncoder, parts: list[bytes]) -> None:
-        reply = await self._transport.request(
-            "POST",
-            f"/v1/pushes/{self._push}/packs",
-            step="packs",
-            media=MEDIA_JSON,
-            params={"pack": str(encoder.pack)},
-            body=parts,
-            body_media=MEDIA_PACK,
-            repeatable=True,
-            timeout_s=UPLOAD_TIMEOUT_S,
-        )
-        stored = decode_answer(reply, PackStored)
-        if stored.pack != str(encoder.pack) or stored.frames != len(encoder.frames):
-            raise ProtocolError(f"sent pack {encoder.pack}, the server stored {stored}")
+        await send_pack(self._transport, self._push, encoder.pack, parts, frames=len(encoder.frames))
         self.sent_bytes += encoder.size
 
     async def close(self) -> None:
@@ -152,15 +127,4 @@ class ImportPush:
 
     async def commit(self, request: CommitRequest) -> Artifact:
         """Have the server prove what was sent and found present, and record it."""
-        artifact = await self._transport.send_json(
-            "POST",
-            f"/v1/pushes/{self._push}/commit",
-            request,
-            Artifact,
-            step="commit",
-            repeatable=True,
-            timeout_s=COMMIT_TIMEOUT_S,
-        )
-        if artifact.digest != request.digest:
-            raise ProtocolError(f"committed {request.digest}, the server recorded {artifact.digest[:100]}")
-        return artifact
+        return await commit(self._transport, self._push, request)

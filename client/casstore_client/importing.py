@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from casstore.errors import (
     DamagedObject,
@@ -65,11 +65,6 @@ from casstore_client.export import read_manifest
 from casstore_client.import_push import ImportPush
 from casstore_client.ledger_api import LedgerApi
 from casstore_client.workers import Workers
-
-ASK_IDS: Final = 4096
-ASK_BYTES: Final = 8 * MIB
-COMMIT_TIMEOUT_S: Final = 3600.0  # the server puts every file together
-UPLOAD_TIMEOUT_S: Final = 300.0
 
 
 class ProvenSnapshot(NamedTuple):

@@ -39,9 +39,10 @@ from casstore.ids import ArtifactName, BlobDigest, PushId, TreeDigest
 from casstore.limits import CHUNK_MAX_BYTES, MIB
 from casstore.wire import Artifact, Chunking, CommitRequest, Label, ServerConfig
 from casstore_client.assemble import Assembled, BlobAssembler, Totals, TreeAssembler
-from casstore_client.errors import ProtocolError, local_fault
+from casstore_client.errors import local_fault
 from casstore_client.memory import Memory
 from casstore_client.progress_events import Phase, Progress, ProgressMeter
+from casstore_client.push_api import commit
 from casstore_client.reading import ReadingLine
 from casstore_client.scan import Scanned
 from casstore_client.source import WINDOW_BYTES, FileReader, StreamReader, Window, scan_file
@@ -54,7 +55,6 @@ from casstore_client.workers import Budget, Workers, first_fault
 HELD_MAX_BYTES: Final = 64 * MIB
 COUNT_AFTER_S: Final = 1.0  # looking twice at a tree that is pushed sooner would take longer than it tells
 COMPRESSION: Final = "zstd"
-COMMIT_TIMEOUT_S: Final = 3600.0  # the server may have to read everything once more
 
 log: Final = logging.getLogger(__name__)
 
@@ -329,27 +329,13 @@ class _Push:
         if uploader.held_back:
             # Everything was there, so most likely the root is too: a pack for it alone would be litter.
             with suppress(NotFound, Conflict):
-                artifact = await self._send_commit(request)
+                artifact = await commit(self._transport, self._push, request)
             if artifact is None:
                 await uploader.send_held_back()
         if artifact is None:
-            artifact = await self._send_commit(request)
-        if artifact.digest != str(digest):
-            raise ProtocolError(f"committed {digest}, the server recorded {artifact.digest[:100]}")
+            artifact = await commit(self._transport, self._push, request)
         self._meter.enter(Phase.DONE)
         return artifact
-
-    async def _send_commit(self, request: CommitRequest) -> Artifact:
-        # Repeatable: to a push that has committed the same thing the server gives the same answer.
-        return await self._transport.send_json(
-            "POST",
-            f"/v1/pushes/{self._push}/commit",
-            request,
-            Artifact,
-            step="commit",
-            repeatable=True,
-            timeout_s=COMMIT_TIMEOUT_S,
-        )
 
     def _describe(
         self, kind: Kind, digest: TreeDigest | BlobDigest, artifact: Artifact, totals: Totals, sent: Sent

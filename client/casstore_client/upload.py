@@ -19,26 +19,21 @@ import asyncio
 import os
 import threading
 from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from casstore.formats.pack import ObjectKind, PackEncoder, seal_frame
 from casstore.ids import PackId, PushId
-from casstore.limits import MIB, MISSING_IDS_MAX, PACK_TARGET_BYTES
+from casstore.limits import MIB, PACK_TARGET_BYTES
 from casstore.wire import (
-    MEDIA_IDS,
-    MEDIA_JSON,
-    MEDIA_PACK,
     BundleRun,
     FileRun,
-    PackStored,
     Runs,
-    decode_bitmap,
     encode_runs,
 )
 from casstore.wire.runs import LENGTH_MAX_BYTES
 from casstore_client.assemble import NewChunk, SealedPage
-from casstore_client.errors import ProtocolError
-from casstore_client.transport import Transport, decode_answer
+from casstore_client.push_api import find_missing, send_pack
+from casstore_client.transport import Transport
 from casstore_client.workers import Budget, Workers
 
 ASK_IDS: Final = 4096
@@ -49,7 +44,6 @@ SEAL_BYTES: Final = 2 * MIB  # plain bytes that one thread compresses at a time
 UNREAD_FILES_MAX: Final = 32_768  # LIMIT: files behind unread chunks that are held at once, some 400 bytes each
 ASK_UNREAD_FILES: Final = UNREAD_FILES_MAX // 4
 UPLOADS_MAX: Final = 3
-UPLOAD_TIMEOUT_S: Final = 300.0
 
 Object: TypeAlias = tuple[ObjectKind, bytes, bytes]
 """Kind, id, plain bytes."""
@@ -253,28 +247,14 @@ class Uploader:
             await self._upload(pack)
         self._held_back = []
 
-    async def missing(self, kind: str, ids: Sequence[bytes]) -> list[bool]:
+    async def missing(self, kind: Literal["chunk", "page"], ids: Sequence[bytes]) -> list[bool]:
         """For each id whether the server lacks it.
 
         Raises:
             As :meth:`Transport.request`.
         """
         self._asked = True
-        flags: list[bool] = []
-        for start in range(0, len(ids), MISSING_IDS_MAX):
-            part = ids[start : start + MISSING_IDS_MAX]
-            reply = await self._transport.request(
-                "POST",
-                f"/v1/pushes/{self._push}/missing",
-                step="missing",
-                media=MEDIA_IDS,
-                params={"kind": kind},
-                body=b"".join(part),
-                body_media=MEDIA_IDS,
-                repeatable=True,
-            )
-            flags += decode_bitmap(reply.body, len(part))
-        return flags
+        return await find_missing(self._transport, self._push, kind, ids)
 
     def _ask_chunks(self) -> None:
         if self._chunks:
@@ -357,20 +337,9 @@ class Uploader:
 
     async def _upload(self, sealed: Sealed) -> None:
         try:
-            reply = await self._transport.request(
-                "POST",
-                f"/v1/pushes/{self._push}/packs",
-                step="packs",
-                media=MEDIA_JSON,
-                params={"pack": str(sealed.pack)} | ({"runs": str(len(sealed.runs))} if sealed.runs else {}),
-                body=[sealed.runs, *sealed.parts] if sealed.runs else sealed.parts,
-                body_media=MEDIA_PACK,
-                repeatable=True,
-                timeout_s=UPLOAD_TIMEOUT_S,
+            await send_pack(
+                self._transport, self._push, sealed.pack, sealed.parts, frames=sealed.frames, runs=sealed.runs
             )
-            stored = decode_answer(reply, PackStored)
-            if stored.pack != str(sealed.pack) or stored.frames != sealed.frames:
-                raise ProtocolError(f"sent pack {sealed.pack} of {sealed.frames} frames, the server stored {stored}")
             self.sent.packs += 1
             self.sent.pack_bytes += sealed.size
         finally:
