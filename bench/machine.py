@@ -16,7 +16,9 @@ def describe() -> str:
             model = line.partition(":")[2].strip()
             break
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Linux {platform.release()}, Python {sys.version.split()[0]}"
+    kernel = platform.release().partition("-")[0]
+    python = sys.version.split()[0]
+    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Linux {kernel}, Python {python}"
 
 
 def file_system(path: Path) -> str:

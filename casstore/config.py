@@ -143,7 +143,14 @@ class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class GcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often a server collects, and how patient it is; all in seconds but ``rewrite_max_bytes``.  0: not by itself."""
+    """How often a server collects, and how patient it is.
+
+    Attributes:
+        interval_s: from the end of one collection to the next, 60 to 2,592,000; 0 for only when it is asked for.
+        grace_s: how long what is condemned can still be had.
+        reader_grace_s: how long the file of an empty pack stays for those who read it.
+        rewrite_max_bytes: how much one run reads in order to rewrite packs.
+    """
 
     interval_s: int = 3600
     grace_s: int = run.GRACE_MS // 1000

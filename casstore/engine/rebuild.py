@@ -13,7 +13,7 @@ Three rounds:
 What lies in no pack is lost: what was condemned and since when, what was in quarantine, how far scrub and collection came.
 Collection begins anew, with a whole grace; what had been damaged is not recorded, and so is missing.
 
-    ORDER: the memo before the layouts, the layouts before the trees: as at a commit.
+    ORDER: the memo before the layouts, the layouts before the trees.
 
 Memory: a pack for each thread; one layout.
 """

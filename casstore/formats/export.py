@@ -245,6 +245,14 @@ def _check_end(end: ExportEnd) -> None:
     _distinct([member.name for member in end.members], "a member")
     if not end.members or end.members[0].name != FIRST:
         raise MalformedDocument(f"the first member is {FIRST}")
+    names = {member.name for member in end.members}
+    packs = sorted(name for name in names if name.startswith("packs/"))
+    if packs != [pack_name(number) for number in range(len(packs))]:
+        raise MalformedDocument("packs are numbered from 0 without a gap")
+    proofs = {name.partition(".")[0] for name in names if name.startswith("proofs/")}
+    for proof in sorted(proofs):
+        if not names.issuperset((proof + ENTRY_SUFFIX, proof + PROOF_SUFFIX)):
+            raise MalformedDocument(f"{proof} has an entry without its proof, or a proof without its entry")
 
 
 def _is_count(value: object) -> bool:

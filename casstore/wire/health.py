@@ -26,6 +26,8 @@ class AffectedFile(Answer, frozen=True, kw_only=True):
 
 
 class AffectedArtifact(Answer, frozen=True, kw_only=True):
+    """An artifact that needs an object."""
+
     number: int
     name: str | None
     kind: Literal["tree", "blob"]
@@ -83,6 +85,8 @@ class WantedObject(Answer, frozen=True, kw_only=True):
 
 
 class RepairPlan(Answer, frozen=True, kw_only=True):
+    """What a store needs and cannot read.  ``truncated``: there is more, which the next plan has."""
+
     wanted: list[WantedObject]
     truncated: bool
 

@@ -131,6 +131,8 @@ class DamageVerdict(Answer, frozen=True, kw_only=True):
 
 
 class DamageVerdicts(Answer, frozen=True, kw_only=True):
+    """``POST /v1/damage``, in the order of the report."""
+
     verdicts: list[DamageVerdict]
 
 
@@ -146,6 +148,8 @@ class QuarantinedObject(Answer, frozen=True, kw_only=True):
 
 
 class QuarantineList(Answer, frozen=True, kw_only=True):
+    """``GET /v1/quarantine``.  ``next`` is the cursor of the next page, None on the last."""
+
     objects: list[QuarantinedObject]
     next: str | None = None
 

@@ -201,17 +201,17 @@ async def _content(transport: Transport, replay: ReplayAudit, findings: Findings
         async with Workers() as workers, asyncio.TaskGroup() as tasks:
             chunks = ChunkAudit(transport, workers, tasks, findings, full=full)
             content = ContentAudit(transport, chunks, findings)
-            await content.run(snapshots, replay.retirable)
+            await content.run(snapshots, replay.collectable)
             await chunks.finish()
     except BaseExceptionGroup as group:
         fault = first_fault(group)
         raise fault if isinstance(fault, CasstoreError) else group from None
     detail = (
-        f"{len(snapshots) - content.retired} snapshots, {content.trees} trees, {content.blobs} blobs, {content.pages} pages, "
+        f"{len(snapshots) - content.collected} snapshots, {content.trees} trees, {content.blobs} blobs, {content.pages} pages, "
         f"{len(chunks.chunks)} chunks are there"
     )
-    if content.retired:
-        detail += f"; {content.retired} snapshots were collected, says entry {replay.collected_at}"
+    if content.collected:
+        detail += f"; {content.collected} snapshots were collected, says entry {replay.collected_at}"
     if full:
         detail += f"; {chunks.bytes} bytes hashed, {chunks.files} files put together"
     return findings.level(CONTENT, len(snapshots), detail)

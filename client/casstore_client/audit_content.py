@@ -93,7 +93,7 @@ class ContentAudit:
         self._bad_pages: set[bytes] = set()
         self.trees = 0
         self.blobs = 0
-        self.retired = 0
+        self.collected = 0
         """Snapshots that were collected."""
 
     @property
@@ -102,7 +102,7 @@ class ContentAudit:
         return len(self._spool)
 
     async def run(
-        self, snapshots: Mapping[SnapshotDigest, int], retirable: Collection[SnapshotDigest] = frozenset()
+        self, snapshots: Mapping[SnapshotDigest, int], collectable: Collection[SnapshotDigest] = frozenset()
     ) -> None:
         """Look at all of them.
 
@@ -111,7 +111,7 @@ class ContentAudit:
 
         Args:
             snapshots: with the index of the entry that published each.
-            retirable: those of them that may be gone, because a later entry says that content was collected.
+            collectable: those of them that may be gone, because a later entry says that content was collected.
 
         Raises:
             TransportError, Unavailable, AccessError: the server does not answer, or not to us.
@@ -119,8 +119,8 @@ class ContentAudit:
         with self._spool:
             for number, (digest, index) in enumerate(snapshots.items()):
                 self._findings.tell(LEVEL, number, len(snapshots))
-                if digest in retirable and await self._is_retired(digest):
-                    self.retired += 1
+                if digest in collectable and await self._is_collected(digest):
+                    self.collected += 1
                     continue
                 snapshot = await self._document(digest, index)
                 for component in () if snapshot is None else snapshot.components:
@@ -128,7 +128,7 @@ class ContentAudit:
                         self._seen.add(component.digest)
                         await self._component(Needs(digest, component.name, index), component)
 
-    async def _is_retired(self, digest: SnapshotDigest) -> bool:
+    async def _is_collected(self, digest: SnapshotDigest) -> bool:
         """Whether the server says that it does not have the document: collection drops it before what it names."""
         try:
             await self._transport.request(

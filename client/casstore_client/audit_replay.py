@@ -55,7 +55,7 @@ class ReplayAudit:
         """The published snapshots, with the entry that first did so."""
 
     @property
-    def retirable(self) -> frozenset[SnapshotDigest]:
+    def collectable(self) -> frozenset[SnapshotDigest]:
         """Snapshots whose content may be gone: published before the newest ``gc`` entry, and named by no pointer now."""
         if self.collected_at is None or self.stopped_at is not None:
             return frozenset()

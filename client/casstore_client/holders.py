@@ -82,6 +82,7 @@ class PackFiles:
 
     @property
     def name(self) -> str:
+        """See the protocol."""
         return f"packs in {self._path}"
 
     def get(self, wanted: Sequence[WantedObject]) -> Iterator[Object]:
@@ -152,6 +153,7 @@ class OriginalFiles:
 
     @property
     def name(self) -> str:
+        """See the protocol."""
         return f"files in {self._path}"
 
     def get(self, wanted: Sequence[WantedObject]) -> Iterator[Object]:
@@ -220,6 +222,7 @@ class OtherServer:
 
     @property
     def name(self) -> str:
+        """See the protocol."""
         return self._url
 
     def get(self, wanted: Sequence[WantedObject]) -> Iterator[Object]:

@@ -41,6 +41,7 @@ class ImportPush:
         self._parts: list[bytes] = []
         self._upload: asyncio.Task[None] | None = None
         self.new_objects = 0
+        """Chunks and pages that the server lacked."""
         self.sent_bytes = 0
 
     async def offer(self, frame: Frame) -> None:
@@ -87,7 +88,9 @@ class ImportPush:
         if not frames:
             return ()
         flags = await find_missing(self._transport, self._push, kind, [frame.id for frame in frames])
-        return [frame for frame, flag in zip(frames, flags, strict=True) if flag]
+        missing = [frame for frame, flag in zip(frames, flags, strict=True) if flag]
+        self.new_objects += len(missing)
+        return missing
 
     async def _put(self, frame: Frame) -> None:
         if self._encoder is not None and not self._encoder.fits(len(frame.stored)):
@@ -96,7 +99,6 @@ class ImportPush:
             self._encoder = PackEncoder(PackId(os.urandom(PackId.SIZE)))
             self._parts = [self._encoder.header()]
         self._parts.append(self._encoder.add(frame.kind, frame.id, frame.codec, frame.stored, frame.plain_length))
-        self.new_objects += 1
         if self._encoder.size >= PACK_TARGET_BYTES:
             await self._seal()
 

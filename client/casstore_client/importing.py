@@ -33,6 +33,7 @@ from casstore.formats.entry import decode_entry
 from casstore.formats.export import (
     END_MAX_BYTES,
     ENTRY_SUFFIX,
+    FIRST,
     LAST,
     PROOF_SUFFIX,
     ExportEnd,
@@ -92,7 +93,7 @@ class Imported(NamedTuple):
     objects: int
     """That were read and hold."""
     new_objects: int
-    """That the server lacked."""
+    """Chunks and pages that the server lacked; roots and layouts come with what they describe and are not asked about."""
     sent_bytes: int
     seconds: float
 
@@ -168,6 +169,7 @@ class _Import:
                 # Small ones are read twice: here against the hash, below for what they say.
                 for _ in _verified_blocks(self._archive, member, max_bytes=64 * MIB):
                     pass
+        _check_snapshots(end, self.manifest)
         for snapshot in self.manifest.snapshots:
             name = document_name(snapshot.digest)
             document = read_small(self._archive, name, SNAPSHOT_SIZE_MAX_BYTES)
@@ -305,6 +307,25 @@ def _read_end(archive: ArchiveReader) -> ExportEnd:
         said = "is missing" if name in listed else "does not belong there"
         raise DamagedObject(f"{name} {said} in the export", object=name, where=name)
     return end
+
+
+def _check_snapshots(end: ExportEnd, manifest: ExportManifest) -> None:
+    """Documents and proofs belong to snapshots that the manifest names; those it names without a document fail when read.
+
+    Raises:
+        DamagedObject: a document or proof of a snapshot that the export is not about.
+    """
+    allowed = set[str]()
+    for snapshot in manifest.snapshots:
+        allowed.add(document_name(snapshot.digest))
+        allowed.update(proof_name(snapshot.digest, suffix) for suffix in (ENTRY_SUFFIX, PROOF_SUFFIX))
+    for member in end.members:
+        if member.name.startswith(("snapshots/", "proofs/")) and member.name not in allowed:
+            raise DamagedObject(
+                f"{member.name} does not belong there: {FIRST} of the export names no such snapshot",
+                object=member.name,
+                where=member.name,
+            )
 
 
 def _verified_blocks(archive: ArchiveReader, member: Member, *, max_bytes: int) -> Iterator[bytes]:

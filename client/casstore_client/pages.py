@@ -142,7 +142,7 @@ async def fetch_all(
         HostileTree, MalformedDocument, DigestMismatch: the tree breaks a rule.
         TransportError, ProtocolError: as the transport says.
     """
-    gathering = _Gathering(digest, verifier, cache)
+    gathering = _Gathering(verifier, cache)
     try:
         await workers.run_light(gathering.look)
 
@@ -168,9 +168,8 @@ async def fetch_all(
 class _Gathering:
     """Puts pages that are held and pages that are sent into the one order of the tree."""
 
-    def __init__(self, digest: TreeDigest, verifier: TreeVerifier, cache: PageCache | None) -> None:
+    def __init__(self, verifier: TreeVerifier, cache: PageCache | None) -> None:
         self.store = PageStore(sum(ref.entries for ref in verifier.pages))
-        self._digest = digest
         self._verifier = verifier
         self._cache = cache
         self._held: set[PageDigest] = set()

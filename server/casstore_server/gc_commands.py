@@ -15,7 +15,7 @@ from casstore_client.cli.output import Output, human_bytes, print_table
 from casstore_client.cli.session import connecting, open_client
 
 if TYPE_CHECKING:
-    from casstore.wire import GcReport, GcUndone
+    from casstore.wire import GcDropped, GcReport, GcUndone
     from casstore_client.config import Settings
 
 
@@ -58,8 +58,9 @@ def gc(
     if dry_run and undoing:
         raise click.UsageError("--dry-run and --undo say different things")
     if dropped is not None:
-        with open_client(settings, content=True) as client:
-            found = client.gc_dropped(dropped)
+        if dry_run or undoing or settings_file is not None:
+            raise click.UsageError("--dropped only shows what an entry of the log names")
+        found = _dropped(directory, dropped, settings)
         out.emit(found, lambda: click.echo("\n".join(found.dropped)))
         return
     if undoing:
@@ -93,6 +94,19 @@ def _undo(directory: Path | None, settings: Settings) -> GcUndone:
 
     with Store.open(directory) as store:
         return GcUndone(revived=store.undo_collect())
+
+
+def _dropped(directory: Path | None, digest: str, settings: Settings) -> GcDropped:
+    if directory is None:
+        with open_client(settings, content=True) as client:
+            asked: Any = client.gc_dropped(digest)
+            return asked  # type: ignore[no-any-return]
+    from casstore.ids import BlobDigest
+    from casstore.store import Store
+    from casstore.wire import GcDropped
+
+    with Store.open(directory) as store:
+        return GcDropped(digest=digest, dropped=store.dropped(BlobDigest.parse(digest)))
 
 
 def show_report(report: GcReport) -> None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from casstore_client.config import Settings
 
 STORE_HELP: Final = "Work on this directory, which no server has open."
-_POLL_S: Final = 0.5
+_POLL_FIRST_S: Final = 0.01
+_POLL_S: Final = 0.5  # a small store is read before anyone would have looked; a large one is looked at twice a second
 _SUFFIXES: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -92,8 +93,10 @@ def _scrub_server(
             return client.scrub_status()
         found = client.scrub(rate_bytes_s=rate, full_pass=full_pass)
         try:
+            pause = _POLL_FIRST_S
             while wait and found.running:
-                time.sleep(_POLL_S)
+                time.sleep(pause)
+                pause = min(2 * pause, _POLL_S)
                 found = client.scrub_status()
                 _progress(found, out)
         except KeyboardInterrupt:

@@ -180,6 +180,7 @@ class Metrics:
     def collected(self, report: GcReport) -> None:
         """A collection has ended."""
         self.gc_runs.inc()
+        self.entries.labels("gc").inc(len(report.entries))
         self.gc_condemned.inc(sum(report.condemned.values()))
         self.gc_dropped.inc(sum(report.dropped.values()))
         self.gc_freed.inc(report.freed_bytes)

@@ -29,7 +29,7 @@ from casstore_server.responses import abort, send_whole
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-_URGENT: Final = ("/v1/flips", "/v1/rollbacks", "/v1/pointers/")
+_URGENT: Final = ("/v1/flips", "/v1/pointers/")
 """What moves a pointer: before all who only look."""
 STARTED: Final = web.RequestKey("casstore.started", bool)
 STATUS_CUT: Final = 499
@@ -87,7 +87,7 @@ async def _answer(request: web.Request, handler: Handler, outcome: _Outcome) -> 
             if context.gate.must_refuse(request.get(CONNECTION)):
                 raise context.gate.refuse()
             context.bodies.arrive(request)
-            await context.turnstile.enter(urgent=request.method == "POST" and request.path.startswith(_URGENT))
+            await context.turnstile.enter(urgent=request.method in ("POST", "PUT") and request.path.startswith(_URGENT))
         response = await handler(request)
         if isinstance(response, web.Response):
             response = await send_whole(request, response)

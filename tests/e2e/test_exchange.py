@@ -26,7 +26,7 @@ from casstore.errors import (
     SnapshotIncomplete,
     VerificationError,
 )
-from casstore.formats.export import LAST, ExportEnd, decode_end, encode_end
+from casstore.formats.export import LAST, ExportEnd, Member, decode_end, encode_end
 from casstore.formats.trust import decode_trust
 from casstore.hashing import blake3_256
 from casstore.wire import Artifact, CommitRequest
@@ -83,6 +83,12 @@ def list_anew(found: dict[str, bytes]) -> dict[str, bytes]:
     return {**found, LAST: encode_end(ExportEnd(tuple(fresh)))}
 
 
+def list_all(found: dict[str, bytes]) -> dict[str, bytes]:
+    """With an end that lists whatever is there."""
+    rest = [Member(n, len(d), blake3_256(d)) for n, d in found.items() if n != LAST]
+    return {**found, LAST: encode_end(ExportEnd(tuple(rest)))}
+
+
 @pytest.mark.parametrize("directory", [False, True], ids=["zip", "directory"])
 def test_what_arrives_is_what_was_sent(sites: Sites, tmp_path: Path, directory: bool) -> None:
     """Bytes, names, labels, the snapshot, and the proof of where it comes from."""
@@ -106,10 +112,11 @@ def test_what_arrives_is_what_was_sent(sites: Sites, tmp_path: Path, directory: 
     assert sites.far.artifacts(name="v1").artifacts
     assert sites.far.audit(full=True).ok
     assert sites.far.fsck(full=True).ok
-    # Again: all of it is there, so next to nothing is sent, and it is published still.
+    # Again: all of it is there, so no chunk and no page is sent, and it is published still.
     again = sites.far.import_file(tmp_path / "out", publish=True)
     assert again.objects == came.objects
-    assert again.new_objects < 4
+    assert again.new_objects == 0
+    assert again.sent_bytes < came.sent_bytes / 10
     assert len(sites.far.snapshots().snapshots) == 1
 
 
@@ -134,10 +141,11 @@ def test_an_export_of_many_packs(sites: Sites, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(import_push, "ASK_IDS", 7)
     files = {f"d{n % 5}/{n}": os.urandom(20_000 + n) for n in range(150)}
     snapshot = release(sites.near, tmp_path, "v1", files)
-    sites.near.export([snapshot], tmp_path / "out.zip")
+    done = sites.near.export([snapshot], tmp_path / "out.zip")
     assert len([name for name in members(tmp_path / "out.zip") if name.startswith("packs/")]) > 10
     came = sites.far.import_file(tmp_path / "out.zip", publish=True)
-    assert came.new_objects == came.objects > 15
+    assert came.objects == sum(done.objects.values()) > 15
+    assert came.new_objects == done.objects["chunk"] + done.objects["page"] > 15
     sites.far.pull(sites.far.snapshot_document(snapshot).components[0].digest, tmp_path / "back")
     assert read_directory(tmp_path / "back") == read_directory(tmp_path / "v1")
 
@@ -254,6 +262,15 @@ def test_a_damaged_export_changes_nothing(sites: Sites, tmp_path: Path) -> None:
             write_members(bad, {n: d for n, d in changed.items() if d is not None})
             with pytest.raises(DamagedObject, match=r"[a-z]+\.json|packs/|proofs/|snapshots/"):
                 sites.far.import_file(bad, publish=True)
+    # A document and a proof that fit their names and belong to no snapshot of this export.
+    other = release(sites.near, tmp_path, "v2", {"a": b"2"})
+    sites.near.export([other], tmp_path / "other.zip")
+    foreign = {name: data for name, data in members(tmp_path / "other.zip").items() if name not in good}
+    assert {name.split("/")[0] for name in foreign} == {"snapshots", "proofs"}
+    for kind in ("snapshots/", "proofs/"):
+        write_members(bad, list_all({**good, **{n: d for n, d in foreign.items() if n.startswith(kind)}}))
+        with pytest.raises(DamagedObject, match=kind + r".* does not belong there"):
+            sites.far.import_file(bad, publish=True)
     write_members(bad, {**good, "packs/000099.pack": good["packs/000000.pack"]})
     with pytest.raises(DamagedObject, match=r"packs/000099\.pack does not belong"):
         sites.far.import_file(bad)

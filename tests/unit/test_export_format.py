@@ -137,6 +137,10 @@ def test_every_other_end_is_refused() -> None:
         {**good, "members": [{**first, "blake3": "A" * 64}]},
         {**good, "members": [{**first, "blake3": None}]},
         {**good, "members": first},
+        {**good, "members": [first, {**second, "name": "packs/000001.pack"}]},
+        {**good, "members": [first, second, {**second, "name": "packs/000002.pack"}]},
+        {**good, "members": [first, {**second, "name": f"proofs/{'01' * 32}.entry"}]},
+        {**good, "members": [first, {**second, "name": f"proofs/{'01' * 32}.tlog-proof"}]},
     ]
     for document in wrong:
         with pytest.raises(MalformedDocument):

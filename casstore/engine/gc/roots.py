@@ -41,9 +41,6 @@ from casstore.storage.roles import Ledger, Table
 from casstore.wire import Envelope
 
 Reason = Literal["current", "last", "history", "pin", "pending", "snapshot", "artifact", "newest", "push"]
-REASONS: Final[tuple[Reason, ...]] = (
-    "current", "last", "history", "pin", "pending", "snapshot", "artifact", "newest", "push"
-)  # fmt: skip
 STRICT: Final = frozenset[Reason]({"current", "pin", "pending", "artifact", "newest"})
 """Roots that collection itself never lets go of while they are roots: if one is missing, something is wrong with the store."""
 

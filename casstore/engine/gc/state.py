@@ -21,7 +21,17 @@ ORPHANS_MAX: Final = 500  # LIMIT: of the note, 64 KiB
 
 
 class GcState(msgspec.Struct, forbid_unknown_fields=True):
-    """``wall_ms`` and ``boot_ms`` were read together; ``orphans`` are packs that the index does not know, and since when."""
+    """What is remembered.
+
+    Attributes:
+        mark: number of the newest mark that was begun.
+        wall_ms: the wall clock when the clocks were last held against each other, ms since the epoch; None: never.
+        boot_ms: the boot clock at the same moment.
+        boot: which boot that was.
+        newest_ms: the latest wall time that was seen.
+        swept: whether anything was ever dropped: from then on a frame that no row names is no damage.
+        orphans: packs that the index does not know, in hex, and since when.
+    """
 
     mark: int = 0
     wall_ms: int | None = None

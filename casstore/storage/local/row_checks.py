@@ -14,6 +14,7 @@ import zlib
 from typing import Final
 
 from casstore.errors import DamagedObject
+from casstore.storage.local.lmdb_env import REBUILD
 
 _TAIL: Final = struct.Struct(">BI")
 TAIL_BYTES: Final = _TAIL.size
@@ -60,7 +61,7 @@ def _damaged(table: bytes, key: bytes, what: str) -> DamagedObject:
     name = shown if shown.isprintable() and "\ufffd" not in shown else key.hex()
     return DamagedObject(
         f"a row of the {what} is damaged: {table.decode()} {name[:100]}",
-        hint=f"restore {what}/ from a backup",
+        hint=REBUILD if what == "index" else f"restore {what}/ from a backup, and keep signed-heads",
         object=f"{table.decode()} {name[:100]}",
         where=f"{what}, table {table.decode()}",
         expected="a row that matches its checksum",

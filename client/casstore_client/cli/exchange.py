@@ -112,7 +112,8 @@ def import_(
         done = client.import_file(file, publish=publish, why=reason, trust=trust)
     out.emit(_document(done), lambda: _show(done))
     out.say(
-        f"{done.objects} objects hold, {done.new_objects} were missing here; {human_bytes(done.sent_bytes)} sent in {done.seconds:.2f} s"
+        f"{done.objects} objects hold, {done.new_objects} chunks and pages were missing here; "
+        f"{human_bytes(done.sent_bytes)} sent in {done.seconds:.2f} s"
     )
     if done.manifest.snapshots and trust is None:
         out.say("Where the snapshots come from was not checked: --trust FILE checks it.")
